@@ -1,0 +1,12 @@
+# Each target is one call of course.py, which works the same on Windows and macOS.
+# More arguments: make test ARGS="-k models", make lab ARGS="--no-browser --port 8899".
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: help lab test notebooks models experiments bench
+
+help:
+	@$(PYTHON) course.py --help
+
+lab test notebooks models experiments bench:
+	@$(PYTHON) course.py $@ -- $(ARGS)

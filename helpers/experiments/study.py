@@ -1,0 +1,145 @@
+"""A study is a table of runs: each finished run is one appended row, so nothing is run twice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.assets import DATA
+
+RESULTS = DATA / "results"
+VERSIONS = ("torch", "transformers", "peft")
+
+
+class StudyError(RuntimeError):
+    """A study that cannot be read or run; the message says why."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A named table of runs.
+
+    Attributes:
+        name: file name in ``data/results`` without its ending.
+        settings: one dict per run, without the seed; the keys are columns.
+        metrics: the columns that :attr:`run` measures.
+        run: ``run(settings, seed) -> metrics``.
+    """
+
+    name: str
+    settings: tuple[dict[str, str | float | int], ...]
+    metrics: tuple[str, ...]
+    run: Callable[[dict, int], dict[str, float]]
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column of the stored table, in order."""
+        return [
+            *self.settings[0],
+            "seed",
+            *self.metrics,
+            "seconds",
+            *VERSIONS,
+            "processor",
+        ]
+
+
+def results(name: str, folder: Path = RESULTS) -> pd.DataFrame:
+    """The stored rows of a study.
+
+    Raises:
+        StudyError: there are none yet; names the command that makes them.
+    """
+    path = folder / f"{name}.csv"
+    if not path.exists():
+        raise StudyError(
+            f"no stored results for {name}: run `python -m helpers.experiments {name}`"
+        )
+    return pd.read_csv(path)
+
+
+def processor() -> str:
+    """The processor's name as the system gives it, for the provenance of a row."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def run_study(
+    study: Study,
+    *,
+    seeds: Iterable[int],
+    folder: Path = RESULTS,
+    report: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Run what is missing, append a row for each finished run, return the whole table."""
+    path = folder / f"{study.name}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    done = set(_finished(path, study))
+    todo = [
+        (s, seed)
+        for seed, s in itertools.product(seeds, study.settings)
+        if _key(study, {**s, "seed": seed}) not in done
+    ]
+    report(f"{study.name}: {len(done)} runs stored, {len(todo)} to do")
+    start = time.perf_counter()
+    for i, (settings, seed) in enumerate(todo):
+        began = time.perf_counter()
+        measured = study.run(settings, seed)
+        row = {**settings, "seed": seed, **measured}
+        row |= {"seconds": round(time.perf_counter() - began, 1), "processor": processor()}
+        row |= {package: version(package) for package in VERSIONS}
+        _append(path, study.columns, row)
+        left = (time.perf_counter() - start) / (i + 1) * (len(todo) - i - 1)
+        report(
+            f"[{i + 1}/{len(todo)}] {settings} seed {seed}: {measured} · {left / 60:.0f} min left"
+        )
+    return results(study.name, folder)
+
+
+def _key(study: Study, row: dict) -> tuple[str, ...]:
+    return tuple(str(row[c]) for c in (*study.settings[0], "seed"))
+
+
+def _finished(path: Path, study: Study) -> Iterator[tuple[str, ...]]:
+    """Keys of the stored rows; a half row left by a killed run is cut off first."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    if text and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        beside = path.with_suffix(".csv.part")
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    reader = csv.DictReader(io.StringIO(text))
+    if reader.fieldnames is not None and reader.fieldnames != study.columns:
+        raise StudyError(
+            f"{path.name} has other columns than this version of the study: move it away and run again"
+        )
+    for row in reader:
+        yield _key(study, row)
+
+
+def _append(path: Path, columns: list[str], row: dict) -> None:
+    """Write one whole row (and the header, when the file is new) and force it to the disk."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    if not path.exists() or path.stat().st_size == 0:
+        writer.writeheader()
+    writer.writerow(row)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
