@@ -42,8 +42,8 @@ def python_problem(version: tuple, executable: str, command: str) -> str:
 
 
 if python_problem(sys.version_info, sys.executable, "lab"):
-    command_given = sys.argv[1] if len(sys.argv) > 1 else "lab"
-    sys.exit(python_problem(sys.version_info, sys.executable, command_given))
+    word = next((word for word in sys.argv[1:] if not word.startswith("-")), "lab")
+    sys.exit(python_problem(sys.version_info, sys.executable, word))
 
 import argparse
 import contextlib
@@ -214,7 +214,7 @@ def write_stamp(venv: Path, text: str) -> None:
 def install(checkout: Path, venv: Path, expected: str, handle: int) -> None:
     """Fills `venv`; what an interrupted set-up has left is removed first."""
     check_disk(venv.parent)
-    check_disk(Path(tempfile.gettempdir()), needed=10**9)
+    check_disk(Path(tempfile.gettempdir()), needed=10**9, advice="set TMPDIR to a larger disk")
     fresh = read_stamp(venv) == UNFINISHED or not has_this_python(venv)
     if fresh:
         clear(venv)
@@ -237,13 +237,15 @@ def disk_sentence(error: OSError, venv: Path) -> str:
     )
 
 
-def check_disk(folder: Path, needed: int = FREE_BYTES) -> None:
+def check_disk(
+    folder: Path, needed: int = FREE_BYTES, advice: str = "move the course to another disk"
+) -> None:
     """Raises SetupError when fewer than `needed` bytes are free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise SetupError(
             f"Only {free / 1e9:.1f} GB are free on the disk of {folder} and a first set-up needs "
-            f"about {needed / 1e9:.0f} GB: free some space, or move the course to another disk."
+            f"about {needed / 1e9:.0f} GB there: free some space, or {advice}."
         )
 
 

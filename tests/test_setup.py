@@ -181,7 +181,7 @@ def installs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     steps: list[str] = []
 
     def record(name: str) -> Callable[..., None]:
-        def step(*arguments: object, needed: int = 0) -> None:
+        def step(*arguments: object, needed: int = 0, advice: str = "") -> None:
             steps.append(name)
             if name == "make":
                 pretend_complete(arguments[0], course.UNFINISHED)
@@ -198,7 +198,9 @@ def test_a_full_disk_is_said_before_anything_is_made(
 ) -> None:
     usage = course.shutil._ntuple_diskusage(10**12, 10**12 - 10**9, 10**9)
     monkeypatch.setattr(course.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(course.SetupError, match=r"Only 1\.0 GB are free .* needs about 4 GB: free"):
+    with pytest.raises(
+        course.SetupError, match=r"Only 1\.0 GB are free .* needs about 4 GB there: free"
+    ):
         course.environment(checkout)
     assert not (checkout / ".venv").exists()
 

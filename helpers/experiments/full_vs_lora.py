@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from helpers import adapters, data, models, training
 from helpers.experiments.study import Study
 
-STEPS, BATCH = 30, 8
-GRID = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (3e-4, 1e-3, 2e-3, 4e-3)}
+STEPS, BATCH = 20, 4
+GRID = {"full": (5e-5, 1e-4, 2e-4), "lora": (1e-3, 2e-3, 4e-3)}
 
 
 def run(settings: dict, seed: int) -> dict[str, float]:
@@ -33,7 +33,7 @@ def run(settings: dict, seed: int) -> dict[str, float]:
             rows,
             steps=STEPS,
             learning_rate=settings["learning_rate"],
-            warmup_steps=3,
+            warmup_steps=2,
             label=f"{settings['method']} {settings['learning_rate']:g}",
         )
     losses = {
