@@ -17,10 +17,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from helpers.data import IGNORED, chat_prompt
+
 Batch = dict[str, torch.Tensor]
 Collate = Callable[[list[dict]], Batch]
-
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 class TrainingError(RuntimeError):
@@ -216,13 +216,10 @@ def answer(model, tokenizer, questions: list[str], *, max_new_tokens: int = 32) 
     Taught in: notebook 01, section 3.
     """
     model.eval()
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": q}], tokenize=False, add_generation_prompt=True
-        )
-        for q in questions
-    ]
-    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    prompts = [chat_prompt(question, tokenizer) for question in questions]
+    inputs = tokenizer(
+        prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+    )
     inputs = inputs.to(next(model.parameters()).device)
     out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = out[:, inputs["input_ids"].shape[1] :]

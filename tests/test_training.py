@@ -72,7 +72,7 @@ def test_batches_depend_on_the_seed_and_cover_every_row_once_an_epoch():
         return [b["x"].flatten().tolist() for b in found]
 
     assert order(0) == order(0) != order(1)
-    first, second = sum(order(0)[:2], []), sum(order(0)[2:], [])
+    first, second = ([i for batch in half for i in batch] for half in (order(0)[:2], order(0)[2:]))
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
 
 
@@ -88,9 +88,8 @@ def test_warmup_starts_low():
     wrapped = torch.nn.Module()
     wrapped.inner = model
     wrapped.forward = forward
-    training.train(
-        wrapped, [{"x": torch.ones(1, 1)}] * 4, steps=4, learning_rate=0.1, warmup_steps=1
-    )
+    rows = [{"x": torch.ones(1, 1)}] * 4
+    training.train(wrapped, rows, steps=4, learning_rate=0.1, warmup_steps=1)
     steps = [a - b for a, b in itertools.pairwise(seen)]
     # AdamW moves by the rate itself when the gradient is constant
     assert steps == pytest.approx([0.05, 0.1, 0.1], rel=1e-3)

@@ -207,3 +207,50 @@ def _check_merge(layer: nn.Module, x: Tensor) -> None:
         after = nn.functional.linear(x, merged, _bias(layer))
     if not torch.allclose(before, after, **TOLERANCE):
         raise Broken("merge", f"merged and unmerged outputs differ by up to {_gap(before, after)}")
+
+
+# ------------------------------------------------------------------------- targets and counting
+
+
+def targets(pattern: str | Collection[str], model: nn.Module, expected: Collection[str]) -> Passed:
+    """Checks that a `target_modules` value reaches exactly the `expected` module names.
+
+    Raises:
+        Broken: the pattern reaches nothing, misses a module, or reaches one too many.
+
+    Taught in: notebook 01, section 2
+    """
+    found = adapters.match(model, pattern)
+    if not found.matched:
+        raise Broken("reaches something", f"{pattern!r} matches no module. {found.note}".strip())
+    extra, missed = (
+        sorted(set(found.matched) - set(expected)),
+        sorted(set(expected) - set(found.matched)),
+    )
+    if extra:
+        raise Broken("reaches nothing else", f"{len(extra)} too many, such as {extra[0]}")
+    if missed:
+        raise Broken("reaches all of them", f"{len(missed)} are missing, such as {missed[0]}")
+    return Passed(f"passed: exactly the {len(expected)} modules that were asked for")
+
+
+def trainable_parameters(answer: int, in_features: int, out_features: int, rank: int) -> Passed:
+    """Checks a learner's count of the parameters that LoRA trains in one linear layer.
+
+    Raises:
+        Broken: the answer is not rank * (in + out); names the usual slip when it is one.
+
+    Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 00, exercise
+    """
+    right = rank * (in_features + out_features)
+    if answer == right:
+        return Passed(f"passed: {rank} x ({in_features} + {out_features}) = {right:,}")
+    slips = {
+        in_features * out_features: "that is the frozen base weight; LoRA trains A and B",
+        rank * in_features: "that is A alone; B trains too",
+        rank * out_features: "that is B alone; A trains too",
+        rank * in_features * out_features: "A and B are added up, not multiplied",
+        right + in_features * out_features: "the base weight is frozen and does not count",
+    }
+    why = slips.get(answer, "A has rank x in and B has out x rank numbers")
+    raise Broken("A and B are counted", f"{answer!r} is not right: {why}")

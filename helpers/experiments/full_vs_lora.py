@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForTokenClassification
 
 from helpers import adapters, data, models, training
 from helpers.experiments.study import Study
@@ -25,7 +25,7 @@ def run(settings: dict, seed: int) -> dict[str, float]:
     if settings["method"] == "lora":
         model = get_peft_model(model, adapters.config("lora", task_type="CAUSAL_LM"))
     splits = {k: data.chat_examples(v, tokenizer) for k, v in data.trivia().items()}
-    collate = DataCollatorForSeq2Seq(tokenizer)
+    collate = DataCollatorForTokenClassification(tokenizer)
     if settings["method"] != "untrained":
         rows = training.batches(splits["train"], collate, batch_size=BATCH, seed=seed)
         training.train(
