@@ -540,9 +540,9 @@ def dtype() -> torch.dtype:
     """
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device().type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    # oneDNN also says yes where it only emulates bf16, so the instruction itself is asked for
+    native = device().type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
 
 
 def describe_device() -> str:

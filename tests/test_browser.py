@@ -102,8 +102,9 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def run_all_cells(page: "playwright.Page") -> None:
-    """By the menu, as a learner does it, once the kernel is there."""
-    page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+    """By the menu, as a learner does it, once the status bar says that the kernel is there."""
+    # The indicator above the notebook says idle too early: a click then runs nothing.
+    page.locator("#jp-main-statusbar").get_by_text(re.compile(r"\| Idle$")).wait_for()
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
 
@@ -125,7 +126,7 @@ def run_and_save(page: "playwright.Page", path: Path) -> NotebookNode:
     while code_cells(lesson)[-1].execution_count is None and time.monotonic() < end:
         if any(output.output_type == "error" for c in code_cells(lesson) for output in c.outputs):
             break  # JupyterLab does not go on after an error
-        time.sleep(1)
+        time.sleep(2)
         lesson = saved(page, path)
     return lesson
 

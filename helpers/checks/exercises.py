@@ -1,6 +1,6 @@
 """Exercise checks in which the message names the broken rule."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -74,7 +74,7 @@ def _check_layer(cls: type[nn.Module], ins: int, outs: int, rank: int, alpha: fl
     with torch.no_grad():
         b.normal_()
         _check_update(layer, a, b, weight, bias, alpha, rank)
-        _check_merge(layer, x)
+        _check_merge(layer, x, weight.shape, bias)
 
 
 def _build(cls: type[nn.Module], base: nn.Linear, rank: int, alpha: float) -> nn.Module:
@@ -191,7 +191,7 @@ def _check_update(
     raise Broken("forward", "the update is not a multiple of B A")
 
 
-def _check_merge(layer: nn.Module, x: Tensor) -> None:
+def _check_merge(layer: nn.Module, x: Tensor, shape: torch.Size, bias: Tensor) -> None:
     before = _forward(layer, x)
     with _running("merge", "merge()"):
         merged = layer.merge()
@@ -201,12 +201,36 @@ def _check_merge(layer: nn.Module, x: Tensor) -> None:
         )
     if isinstance(merged, nn.Linear):
         after = merged(x)
-    elif merged.shape != layer_shape(layer):
+    elif merged.shape != shape:
         raise Broken("merge", f"the merged weight is {tuple(merged.shape)}, not (out, in)")
     else:
-        after = nn.functional.linear(x, merged, _bias(layer))
+        after = nn.functional.linear(x, merged, bias)
     if not torch.allclose(before, after, **TOLERANCE):
         raise Broken("merge", f"merged and unmerged outputs differ by up to {_gap(before, after)}")
+
+
+@contextmanager
+def _running(rule: str, call: str) -> Iterator[None]:
+    """Turns an error inside the learner's code into a sentence that names what was called."""
+    try:
+        yield
+    except Broken:
+        raise
+    except Exception as error:
+        why = f"{call} raises {type(error).__name__}: {error}"
+        raise Broken(rule, why) from error
+
+
+def _forward(layer: nn.Module, x: Tensor) -> Tensor:
+    with _running("forward", "the layer, called with x,"):
+        y = layer(x)
+    if not isinstance(y, Tensor):
+        raise Broken("forward", f"it returns a tensor of shape (..., out), not {type(y).__name__}")
+    return y
+
+
+def _gap(one: Tensor, other: Tensor) -> str:
+    return f"{float((one - other).detach().abs().max()):.3g}"
 
 
 # ------------------------------------------------------------------------- targets and counting

@@ -126,7 +126,8 @@ def _finished(path: Path, study: Study) -> Iterator[tuple[str, ...]]:
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames is not None and reader.fieldnames != study.columns:
         raise StudyError(
-            f"{path.name} has other columns than this version of the study: move it away and run again"
+            f"{path.name} has other columns than this version of the study: "
+            "move it away and run again"
         )
     for row in reader:
         yield _key(study, row)
