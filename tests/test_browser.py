@@ -14,6 +14,9 @@ import nbformat
 import pytest
 from checkout import snapshot
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
+
+from helpers import notebooks
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 
@@ -143,3 +146,15 @@ def test_the_first_lesson_runs_without_an_error(page, checkout):
     for picture in page.locator(".jp-OutputArea img").all():
         assert picture.get_attribute("alt")
     assert "image/png" not in stored.replace("data:image/png", "")
+
+
+def test_a_stored_figure_has_its_alt_text_before_anything_is_run(page, checkout, address):
+    alt = "A line that rises from one to two"
+    source = "from matplotlib.figure import Figure\n\nfrom helpers import plots\n\n"
+    figure = f"fig = Figure()\nfig.subplots().plot([1, 2])\nplots.show(fig, alt={alt!r})"
+    path = checkout / LESSON.with_name("figure.ipynb")
+    nbformat.write(new_notebook(cells=[new_code_cell(source + figure)]), path)
+    notebooks.execute(path)  # not by this server, which therefore does not trust the output
+    page.goto(address.replace(LESSON.name, path.name))
+    picture = page.locator(".jp-OutputArea").get_by_alt_text(alt, exact=True)
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
