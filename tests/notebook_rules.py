@@ -123,7 +123,18 @@ def executed_in_order(nb: NotebookNode) -> list[str]:
     return found
 
 
-_RETURN_NOTHING = {"append", "extend", "update", "sort", "clear", "add", "insert", "remove", "seed"}
+_RETURN_NOTHING = {
+    "append",
+    "backward",
+    "extend",
+    "update",
+    "sort",
+    "clear",
+    "add",
+    "insert",
+    "remove",
+}
+_RETURN_NOTHING |= {"seed", "use_style"}
 _SHOW = {"print", "display", "show"}
 
 

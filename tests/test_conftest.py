@@ -14,14 +14,17 @@ from helpers import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 
+PICTURE = '<img alt="a rising line" src="data:image/png;base64,QUJD">'
+DRAWING = '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
 SOURCES = [
-    "import os\nimport sys\n\nprint('progress', file=sys.stderr)\nprint(os.environ['HF_HUB_OFFLINE'])",
+    "import sys\nprint('progress', file=sys.stderr)",
+    "import os\nprint(os.environ['HF_HUB_OFFLINE'])",
     "object()",
-    "from IPython.display import HTML\n\nHTML('<img alt=\"a rising line\" src=\"data:image/png;base64,QUJD\">')",
-    "from IPython.display import SVG\n\nSVG('<svg xmlns=\"http://www.w3.org/2000/svg\"></svg>')",
+    f"from IPython.display import HTML, SVG\nHTML({PICTURE!r})",
+    f"SVG({DRAWING!r})",
     "print('loss 0.4321')",
     "raise ValueError('rank 0')",
-]  # fmt: skip
+]
 CHANCE = [
     ("progress", "other progress"),
     (r"0x[0-9a-f]{8,}", "0x7f0123456789"),
@@ -65,7 +68,7 @@ def nbval(folder: Path, *texts: str) -> subprocess.CompletedProcess:
         (folder / f"n{number}.ipynb").write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider"]
     command += ["--nbval", "--nbval-current-env", "--rootdir", str(folder), str(folder)]
-    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}  # where `-p conftest` is found
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=variables)
 
 
