@@ -26,7 +26,6 @@ SOURCES = [
     "raise ValueError('rank 0')",
 ]
 CHANCE = [
-    ("progress", "other progress"),
     (r"0x[0-9a-f]{8,}", "0x7f0123456789"),
     ("base64,QUJD", "base64,REVG"),
     ("<svg ", '<svg id=\\"r1\\" '),

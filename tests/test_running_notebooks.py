@@ -85,3 +85,11 @@ def test_find_by_number_name_or_path(tmp_path: Path) -> None:
     assert found == [["00", "01"], ["01"], ["01"], ["00", "01"]]
     with pytest.raises(ValueError, match="did you mean '01_peft_basics'"):
         notebooks.find(["peft_basic"], tmp_path)
+
+
+def test_progress_and_warnings_are_not_stored(tmp_path: Path) -> None:
+    path = tmp_path / "01.ipynb"
+    write(path, "import sys\nprint('50 %', file=sys.stderr)\nprint('done')")
+    notebooks.execute(path)
+    (cell,) = nbformat.read(path, as_version=4).cells
+    assert [(output.name, output.text) for output in cell.outputs] == [("stdout", "done\n")]

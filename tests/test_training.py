@@ -159,7 +159,7 @@ def test_accuracy_by_hand():
     batch = {"labels": torch.tensor([[0, 0, -100]])}
     assert training.accuracy(model, [batch]) == 0.5
     with pytest.raises(training.TrainingError):
-        training.accuracy(model, [{"labels": torch.tensor([[-100]])}])
+        training.accuracy(model, [{"labels": torch.full((1, 3), -100)}])
 
 
 def test_span_accuracy_needs_both_ends():
