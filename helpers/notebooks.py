@@ -24,7 +24,7 @@ CELL_SECONDS = 900  # a lesson takes two minutes; a busy machine takes several t
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # In a traceback, the folders that lead to the course or to a package on one machine.
 MACHINE_FOLDERS = re.compile(
-    r"(?:~|[A-Za-z]:)?[/\\][^\s:'\"<>|\x1b]*[/\\](?=site-packages[/\\]|helpers[/\\]|python3\.\d+[/\\])"
+    r"(?:~|…|[A-Za-z]:)?[/\\][^\s:'\"<>|\x1b]*[/\\](?=site-packages[/\\]|helpers[/\\]|python3\.\d+[/\\])"
 )
 # The same whoever ran it last: no Python patch version, no name of somebody's environment.
 METADATA = {
@@ -75,8 +75,16 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET_VIEW, None)
             if output.output_type == "error":
-                output.traceback = [MACHINE_FOLDERS.sub("…/", line) for line in output.traceback]
+                output.traceback = [_without_folders(line) for line in output.traceback]
     return notebook
+
+
+def _without_folders(line: str) -> str:
+    # The checkout by its name first: the pattern would stop at a space in it.
+    checkout = str(NOTEBOOKS.parent)
+    for name in (checkout, checkout.replace(str(Path.home()), "~", 1)):
+        line = line.replace(name + os.sep, "…/")
+    return MACHINE_FOLDERS.sub("…/", line)
 
 
 def store(notebook: nbformat.NotebookNode, path: Path) -> None:
