@@ -89,7 +89,7 @@ def sentiment(domain: str) -> DatasetDict:
 
     Source: Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
     Social Media Text", ICWSM 2014: its ground-truth files.
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 5.
     """
     if domain not in VADER_FILES:
         near = difflib.get_close_matches(domain, DOMAINS, n=1, cutoff=0.3) or DOMAINS[:1]
@@ -115,7 +115,7 @@ def addresses() -> DatasetDict:
         AssetError: the archive is missing, damaged, or lacks the labelled file.
 
     Source: usaddress, training/labeled.xml.
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 5.
     """
     groups = _labelled_addresses()
     names = sorted({tag for rows in groups.values() for row in rows for tag in row["tags"]})
@@ -134,7 +134,7 @@ def address_questions() -> DatasetDict:
         AssetError: as `addresses`.
 
     Source: the column layout is that of SQuAD (Rajpurkar et al., 2016).
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 5.
     """
     groups = {key: list(_questions(**rows[0])) for key, rows in _labelled_addresses().items()}
     features = {
@@ -174,7 +174,7 @@ def trivia() -> DatasetDict:
         AssetError: the archive is missing, damaged, or lacks the English trivia.
 
     Source: chatterbot-corpus, data/english/trivia.yml.
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 3.
     """
     text = _member("trivia", "chatterbot_corpus/data/english/trivia.yml")
     conversations = yaml.safe_load(text)["conversations"]
@@ -203,7 +203,7 @@ def chat_examples(
     Raises:
         ValueError: a row is longer than `max_length` tokens, so that its answer would be cut.
 
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 3.
     """
     rows = []
     for question, answer in zip(dataset["question"], dataset["answer"], strict=True):
@@ -222,7 +222,7 @@ def classification_examples(
 
     Gives what the tokenizer returns (input_ids, attention_mask…) and labels, one integer a row.
 
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 5.
     """
     encoded = tokenizer(list(dataset["text"]), truncation=True, max_length=max_length)
     return Dataset.from_dict({**encoded, "labels": list(dataset["label"])}).with_format("torch")
@@ -239,7 +239,7 @@ def tagging_examples(
     Raises:
         ValueError: a row is longer than `max_length` tokens, so that tags would be cut.
 
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 5.
     """
     encoded = tokenizer(list(dataset["tokens"]), is_split_into_words=True)
     _refuse_longer([len(ids) for ids in encoded["input_ids"]], max_length)
@@ -258,7 +258,7 @@ def qa_examples(
     Raises:
         ValueError: a row is longer than `max_length` tokens, or an answer is not in its context.
 
-    Taught in: notebook 01.
+    Taught in: notebook 01, section 5.
     """
     encoded = tokenizer(list(dataset["question"]), list(dataset["context"]))
     _refuse_longer([len(ids) for ids in encoded["input_ids"]], max_length)

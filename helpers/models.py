@@ -64,7 +64,7 @@ def path(name: str) -> Path:
         ValueError: unknown name.
         helpers.assets.AssetError: the archive cannot be had, or the cache cannot be written.
 
-    Taught in: notebook 01, section 1.
+    Taught in: notebook 01, section 2.
     """
     target = folder(name)
     return assets.build_once(target, lambda part: _convert(name, part))
@@ -250,7 +250,7 @@ def tiny(arch: str, task: str = "lm") -> PreTrainedModel:
     Raises:
         ValueError: unknown architecture or task, or transformers has no such head for it.
 
-    Taught in: notebook 01, the compatibility matrix.
+    Taught in: notebook 01, section 6.
     """
     name = _tiny_name(arch)
     if task not in TASKS:
@@ -486,7 +486,7 @@ def full_size(name: str) -> PreTrainedModel:
     Raises:
         ValueError: unknown name; the message gives the nearest.
 
-    Taught in: notebook 01, section 1, and notebook 03.
+    Taught in: notebook 00, section 2, and notebook 03.
     """
     row = json.loads((assets.DATA / "configs" / f"{_full_size_name(name)}.json").read_text())
     config = AutoConfig.for_model(**row)
@@ -521,7 +521,7 @@ def device() -> torch.device:
     Raises:
         ValueError: the variable names no device, or one that does not work here.
 
-    Taught in: notebook 00.
+    Taught in: notebook 01, section 2.
     """
     wanted = os.environ.get("PEFT_MEASURED_DEVICE")
     if wanted:
@@ -536,7 +536,7 @@ def dtype() -> torch.dtype:
     Half the bytes and about twice the speed on a processor with bf16 instructions; without them
     bfloat16 is emulated and slower than fp32.
 
-    Taught in: notebook 01, section 3.
+    Taught in: notebook 01, section 2.
     """
     if device().type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32

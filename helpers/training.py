@@ -241,7 +241,7 @@ def trainer(
 
     It reports nowhere, saves when it ends, and writes into ``output_dir`` only.
 
-    Taught in: notebook 01, section 4.
+    Taught in: notebook 06.
     """
     from transformers import Trainer, TrainingArguments
 

@@ -65,7 +65,7 @@ def inspect(model: nn.Module) -> Report:
     a head that stays at its random start; gradient checkpointing that cuts off the gradient.
     The model is left as it is.
 
-    Source: peft's page "Troubleshooting". Taught in: notebook 01, section 4.
+    Source: peft's page "Troubleshooting". Taught in: notebook 01, section 2.
     """
     patient = look_at(model)
     findings = [finding for check in CHECKS for finding in check(patient)]

@@ -115,7 +115,7 @@ def match(
     Raises: TypeError for a pattern that is neither a string nor a list of strings, ValueError for
     an empty one or an unknown task_type.
     Source: ``peft.tuners.tuners_utils.check_target_module_exists``; peft's page
-    "Troubleshooting". Taught in: notebook 01, section 4.
+    "Troubleshooting". Taught in: notebook 01, section 2.
     """
     entries = _entries(pattern)
     as_given = pattern if isinstance(pattern, str) else list(entries)

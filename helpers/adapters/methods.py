@@ -174,7 +174,7 @@ def config(
     Raises: ValueError for an unknown method or task, a size below 1, or a setting that the
     method does not have.
     Source: peft's pages "LoRA", "AdaLoRA", "IA3", "Prompt-based methods".
-    Taught in: notebook 01, section 3.
+    Taught in: notebook 01, section 4.
     """
     chosen = _METHODS.get(method)
     if chosen is None:

@@ -45,7 +45,7 @@ def lora_layer(cls: type[nn.Module]) -> Passed:
         Broken: constructor, base frozen, shapes, A random, B zero, only A and B train, starts as
             identity, gradient reaches B, update rank, scaling, or merge.
 
-    Source: Hu et al. 2021, "LoRA", section 4.1 and equation 3. Taught in: notebook 01, section 2
+    Source: Hu et al. 2021, "LoRA", section 4.1 and equation 3. Taught in: notebook 01, exercise 1
     """
     with torch.random.fork_rng(devices=[]):
         for shape in SHAPES:
@@ -242,7 +242,7 @@ def targets(pattern: str | Collection[str], model: nn.Module, expected: Collecti
     Raises:
         Broken: the pattern reaches nothing, misses a module, or reaches one too many.
 
-    Taught in: notebook 01, section 2
+    Taught in: notebook 01, exercise 2
     """
     found = adapters.match(model, pattern)
     if not found.matched:
