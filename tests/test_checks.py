@@ -183,6 +183,8 @@ def test_targets():
         (["q_proj", "v_proj"], "reaches nothing else"),
         ([right], "reaches something"),
         (r".*language_model.*\.q_proj", "reaches all of them"),
+        ([*wanted, "v_porj"], "every entry matches"),
+        (3, "a pattern"),
     ):
         with pytest.raises(checks.Broken) as caught:
             checks.targets(pattern, llava, wanted)

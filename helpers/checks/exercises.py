@@ -244,7 +244,8 @@ def targets(pattern: str | Collection[str], model: nn.Module, expected: Collecti
 
     Taught in: notebook 01, exercise 2
     """
-    found = adapters.match(model, pattern)
+    with _running("a pattern", f"adapters.match with {pattern!r}"):
+        found = adapters.match(model, pattern)
     if not found.matched:
         raise Broken("reaches something", f"{pattern!r} matches no module. {found.note}".strip())
     extra, missed = (
@@ -255,6 +256,8 @@ def targets(pattern: str | Collection[str], model: nn.Module, expected: Collecti
         raise Broken("reaches nothing else", f"{len(extra)} too many, such as {extra[0]}")
     if missed:
         raise Broken("reaches all of them", f"{len(missed)} are missing, such as {missed[0]}")
+    if found.unmatched:
+        raise Broken("every entry matches", f"{', '.join(found.unmatched)} matches nothing")
     return Passed(f"passed: exactly the {len(expected)} modules that were asked for")
 
 
