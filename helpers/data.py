@@ -7,7 +7,7 @@ N rows are a random sample.
 
 The `*_examples` functions turn one split into token ids that a transformers data collator can
 pad: `DataCollatorForTokenClassification` where every token has a label (chat, tagging),
-`DataCollatorWithPadding` for classification and questions.
+`DataCollatorWithPadding` for classification and questions, `speech_batch` for speech.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import datasets
+import torch
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Sequence, Value
 
 from helpers import assets
+from helpers import speech as speech_files
 from helpers.assets import AssetError
 
 if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase, WhisperProcessor
 
 Row = TypeVar("Row")
 Groups = dict[str, list[dict[str, Any]]]  # rows that must stay in one split, by group
@@ -186,6 +188,35 @@ def trivia() -> DatasetDict:
     return _dataset_dict(_cut(groups, 30, 30), features)
 
 
+def speech() -> DatasetDict:
+    """Short phrases spoken by a program's robot voices in telephone quality, with what was said.
+
+    Columns: audio (32-bit floats, 16,000 a second, at most two seconds), text (lower case, no
+    punctuation), voice, words_per_minute. No phrase is in two splits, but all share the words of
+    one small grammar, so an adapter may learn the vocabulary together with the voices: its result
+    says nothing about other words.
+
+    Raises:
+        AssetError: a file of data/speech is missing or damaged.
+
+    Source: spoken by espeak-ng; `helpers.speech` holds the grammar and makes the files again.
+    Taught in: notebook 01, section 5.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    for clip, sound in speech_files.read():
+        row = {"audio": sound, "text": clip.text, "voice": clip.voice}
+        rows[clip.split].append(row | {"words_per_minute": clip.words_per_minute})
+    features = {
+        "audio": Sequence(Value("float32")),
+        "text": Value("string"),
+        "voice": Value("string"),
+        "words_per_minute": Value("int32"),
+    }
+    return DatasetDict(
+        {name: Dataset.from_list(part, features=Features(features)) for name, part in rows.items()}
+    )
+
+
 def chat_prompt(question: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text that `chat_examples` trains on, up to where the model starts to write."""
     turn = [{"role": "user", "content": question}]
@@ -266,6 +297,51 @@ def qa_examples(
     spans = [_answer_tokens(encoded, i, context, answers) for i, (context, answers) in rows]
     positions = {"start_positions": [a for a, _ in spans], "end_positions": [b for _, b in spans]}
     return Dataset.from_dict({**encoded, **positions}).with_format("torch")
+
+
+def speech_examples(dataset: Dataset, processor: WhisperProcessor) -> Dataset:
+    """Turns sound into Whisper's log-mel frames, and the text into the tokens that it should write.
+
+    Gives input_features (80 mel bands x 100 frames a second of the processor's window) and labels:
+    the token for "no times", the words, the end. The start token is left out, since the model puts
+    it in front by itself. Batch the rows with `speech_batch`.
+
+    Raises:
+        ValueError: a clip is longer than the processor's window, so that words would be cut.
+
+    Taught in: notebook 01, section 5.
+    """
+    extractor, clips = processor.feature_extractor, dataset.with_format("numpy")["audio"][:]
+    longest = max(len(clip) for clip in clips)
+    if longest > extractor.n_samples:
+        raise ValueError(
+            f"A clip of {longest / extractor.sampling_rate:.2f} seconds does not fit into the "
+            f"window of {extractor.chunk_length}; shorten the audio to no less than "
+            f"{-(-longest // extractor.sampling_rate)} seconds."
+        )
+    rate = extractor.sampling_rate
+    sound = extractor(list(clips), sampling_rate=rate, return_tensors="np").input_features
+    # Whisper's words begin with a space, also the first one of a transcript.
+    labels = processor.tokenizer([f" {text}" for text in dataset["text"]])["input_ids"]
+    columns = {"input_features": sound, "labels": [ids[1:] for ids in labels]}
+    return Dataset.from_dict(columns).with_format("torch")
+
+
+def speech_batch(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stacks rows of `speech_examples`; shorter labels are filled with -100 at the end.
+
+    Not with the tokenizer's padding token: Whisper's is also its end token, and masking that one
+    would leave a model that never stops.
+
+    Taught in: notebook 01, section 5.
+    """
+    labels = torch.nn.utils.rnn.pad_sequence(
+        [row["labels"] for row in rows], batch_first=True, padding_value=IGNORED
+    )
+    return {
+        "input_features": torch.stack([row["input_features"] for row in rows]),
+        "labels": labels,
+    }
 
 
 def _answer_tokens(

@@ -24,6 +24,8 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
 )
 
 from helpers import assets, data
@@ -36,6 +38,7 @@ SETS: dict[str, Callable[[], DatasetDict]] = {
     "address_questions()": data.address_questions,
     "easy_vqa()": data.easy_vqa,
     "trivia()": data.trivia,
+    "speech()": data.speech,
 }
 
 
@@ -374,7 +377,7 @@ def test_licences_give_the_true_row_counts() -> None:
             split: int(row[split].replace(",", "")) for split in ("train", "validation", "test")
         }
         assert said == {split: len(part) for split, part in load(name).items()}, name
-        assert row["from"] in archives
+        assert row["from"] in archives or (DATA.parent / row["from"]).is_dir()
 
 
 # Token ids, by hand
@@ -547,3 +550,48 @@ def test_positions_decode_to_every_answer(minilm: PreTrainedTokenizerBase) -> No
 
 def _bare(text: str) -> str:
     return re.sub(r"\s", "", text).lower()
+
+
+# Speech
+
+
+@pytest.fixture(scope="module")
+def ears() -> WhisperProcessor:
+    """A processor whose window is cut to two seconds."""
+    folder = base_models.path("whisper")
+    processor = WhisperProcessor.from_pretrained(folder)
+    whisper = WhisperForConditionalGeneration.from_pretrained(folder)
+    base_models.shorten_audio(whisper, processor, seconds=2)
+    return processor
+
+
+def test_speech_has_every_test_word_in_training() -> None:
+    splits = load("speech()")
+    words = {name: set(" ".join(part["text"]).split()) for name, part in splits.items()}
+    assert words["test"] | words["validation"] <= words["train"]
+
+
+def test_speech_labels_spell_the_text_and_end(ears: WhisperProcessor) -> None:
+    rows = load("speech()")["validation"]
+    made = data.speech_examples(rows, ears)
+    assert made[0]["input_features"].shape == (80, 200)
+    for text, labels in zip(rows["text"], made["labels"], strict=True):
+        assert ears.decode(labels) == f"<|notimestamps|> {text}<|endoftext|>"
+
+
+def test_speech_batch_masks_the_padding_and_keeps_the_end(ears: WhisperProcessor) -> None:
+    rows = [
+        {"input_features": torch.zeros(80, 200), "labels": torch.tensor([1, end])}
+        for end in (2, ears.tokenizer.eos_token_id)
+    ]
+    rows[0]["labels"] = torch.tensor([1, 5, 6, ears.tokenizer.eos_token_id])
+    batch = data.speech_batch(rows)
+    end = ears.tokenizer.pad_token_id  # the same token
+    assert batch["labels"].tolist() == [[1, 5, 6, end], [1, end, data.IGNORED, data.IGNORED]]
+    assert batch["input_features"].shape == (2, 80, 200)
+
+
+def test_speech_longer_than_the_window_is_refused(ears: WhisperProcessor) -> None:
+    rows = Dataset.from_list([{"audio": [0.0] * 40_000, "text": "barn"}])
+    with pytest.raises(ValueError, match=r"2\.50 seconds does not fit .* no less than 3 seconds"):
+        data.speech_examples(rows, ears)

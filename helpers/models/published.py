@@ -1,0 +1,60 @@
+"""Published models in full size on the meta device: shapes and dtypes without memory."""
+
+import json
+import re
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
+
+from helpers import assets
+from helpers.models.names import letters, unknown
+
+FULL_SIZE: tuple[str, ...] = (
+    "llama-2-7b",
+    "llama-2-13b",
+    "llama-65b",
+    "llama-3.2-3b",
+    "mistral-7b",
+    "llava-1.5-7b",
+    "qwen2-vl-7b",
+)
+
+
+def full_size(name: str) -> PreTrainedModel:
+    """A published model's exact shapes and dtype on the meta device: no weights, no memory.
+
+    The configuration is `data/configs/NAME.json`. Names as the authors publish them, such as
+    "meta-llama/Llama-2-7b-hf", are understood; an instruct or chat version has the same shapes.
+
+    Raises:
+        ValueError: unknown name; the message gives the nearest.
+
+    Taught in: notebook 00, section 2, and notebook 03.
+    """
+    row = json.loads((assets.DATA / "configs" / f"{_full_size_name(name)}.json").read_text())
+    config = AutoConfig.for_model(**row)
+    auto = next(
+        auto
+        for auto in (AutoModelForImageTextToText, AutoModelForCausalLM)
+        if type(config) in auto._model_mapping
+    )
+    with torch.device("meta"):
+        return auto.from_config(config).eval()
+
+
+def _full_size_name(name: str) -> str:
+    """Only what leaves the shapes alone is stripped: Mistral 0.3, say, has another vocabulary."""
+    plain = re.sub(r"[ _]+", "-", name.rsplit("/", 1)[-1].lower())
+    plain = re.sub(r"-v(?=\d)", "-", plain)
+    plain = re.sub(r"(-(hf|instruct|chat|base))+$", "", plain)
+    if plain.startswith("mistral"):
+        plain = plain.removesuffix("-0.1")
+    known = {letters(full): full for full in FULL_SIZE}
+    if letters(plain) not in known:
+        raise ValueError(unknown("full-size model", name, FULL_SIZE))
+    return known[letters(plain)]
