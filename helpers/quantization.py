@@ -11,6 +11,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from helpers import models
 
 QUANT_TYPES = ("nf4", "fp4")
+# Heads stay as they are: a new one is not in the file, and bitsandbytes would never quantise it.
+HEADS = ("lm_head", "classifier", "score", "qa_outputs")
 
 
 class AutoClass(Protocol):
@@ -56,6 +58,7 @@ def load_in_4bit(
         bnb_4bit_quant_type=quant_type,
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=list(HEADS),
     )
     target = "cuda" if models.device().type == "cuda" else "cpu"
     model = auto_class.from_pretrained(folder, quantization_config=config, device_map={"": target})

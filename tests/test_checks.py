@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from helpers import by_hand, checks, models
+from helpers.checks import Broken
 
 
 class Right(nn.Module):
@@ -205,3 +207,54 @@ def test_the_machine_table_can_fail():
         table = checks.machine(replace(found, **change))
         assert (table.result == "fail").sum() >= 1, change
         assert table[table.result == "fail"].iloc[:, -1].str.len().min() > 10
+
+
+GROUPED = {"q": (8, 8), "v": (8, 2)}  # in, out: v has fewer outputs, as with shared heads
+
+
+def grouped() -> nn.Module:
+    return nn.ModuleDict({name: nn.Linear(*shape) for name, shape in GROUPED.items()})
+
+
+def test_adapter_size_counts_each_target_by_its_shape():
+    assert "104 parameters in 2 layers" in checks.adapter_size(
+        4 * (16 + 10), grouped(), 4, ["q", "v"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [(4 * 32, "as large as the largest"), (26, "multiply by the rank"), (5, "add rank x")],
+)
+def test_adapter_size_names_the_slip(answer, why):
+    with pytest.raises(Broken, match=why):
+        checks.adapter_size(answer, grouped(), 4, ["q", "v"])
+
+
+def wrapped_with(**options) -> nn.Module:
+    settings = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]} | options
+    return get_peft_model(models.tiny("llama"), LoraConfig(**settings))
+
+
+SECOND = "model.layers.1.self_attn.q_proj"
+RANKS = {"model.layers.0.self_attn.q_proj": 2, SECOND: 8}
+
+
+def test_lora_ranks_passes_the_right_answer():
+    right = wrapped_with(rank_pattern={SECOND: 8}, alpha_pattern={SECOND: 16})
+    assert checks.lora_ranks(right, RANKS, 2.0).startswith("passed")
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"rank_pattern": {SECOND: 8}}, "alpha_pattern"),
+        ({}, "rank_pattern"),
+        ({"layers_to_transform": [0]}, "reaches all of them"),
+        ({"target_modules": ["q_proj", "v_proj"]}, "reaches nothing else"),
+    ],
+)
+def test_lora_ranks_names_the_broken_rule(options, rule):
+    with pytest.raises(Broken) as broken:
+        checks.lora_ranks(wrapped_with(**options), RANKS, 2.0)
+    assert broken.value.rule == rule

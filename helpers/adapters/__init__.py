@@ -1,5 +1,6 @@
 """Adapters: method name to configuration, what matches, what trains, what will be saved."""
 
+from .budget import config_for_budget
 from .doctor import Finding, Report, inspect
 from .matching import Match, match
 from .methods import DEFAULT_RANK, DEFAULT_VIRTUAL_TOKENS, METHODS, config
@@ -14,6 +15,7 @@ __all__ = [
     "Match",
     "Report",
     "config",
+    "config_for_budget",
     "count",
     "inspect",
     "match",

@@ -5,14 +5,20 @@ names the rule that was broken and the values that broke it.
 """
 
 from .exercises import Broken, Passed, lora_layer, targets, trainable_parameters
+from .of_ranks import adapter_size, lora_ranks
+from .of_training import early_stopping, group_loss
 from .this_machine import Machine, look, machine
 
 __all__ = [
     "Broken",
     "Machine",
     "Passed",
+    "adapter_size",
+    "early_stopping",
+    "group_loss",
     "look",
     "lora_layer",
+    "lora_ranks",
     "machine",
     "targets",
     "trainable_parameters",

@@ -1,29 +1,59 @@
-"""``python -m helpers.experiments [NAME …] [--seeds N]``: run or finish the stored studies."""
+"""``python -m helpers.experiments [NAME …] [--seeds N]``: run or finish the stored studies.
+
+Every finished run is one row of ``data/results/NAME.csv``, so that a study that was stopped goes on
+where it was, and only what is missing is run.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
-from helpers.experiments.full_vs_lora import STUDY as FULL_VS_LORA
-from helpers.experiments.study import StudyError, run_study
+from helpers.experiments import full_vs_lora, learning_rates, ranks, targets, texts
+from helpers.experiments.study import StudyError, run_study, set_aside
 
-STUDIES = {study.name: study for study in (FULL_VS_LORA,)}
+STUDIES = {
+    study.name: study
+    for study in (
+        full_vs_lora.STUDY,
+        learning_rates.STUDY,
+        ranks.BY_TASK,
+        ranks.BY_SIZE,
+        texts.STUDY,
+        targets.STUDY,
+    )
+}
 
 
-def main() -> int:
-    """Run the named studies, all of them by default; finished rows are kept and skipped."""
-    parser = argparse.ArgumentParser(prog="python -m helpers.experiments", description=__doc__)
-    parser.add_argument("name", nargs="*", help=f"one of: {', '.join(STUDIES)} (default: all)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
-    args = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = argparse.ArgumentParser(prog="python -m helpers.experiments", description=__doc__)
+    made.add_argument("name", nargs="*", help=f"one of: {', '.join(STUDIES)} (default: all)")
+    made.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
+    made.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep the stored rows and run what is missing (the default); with --no-resume the "
+        "stored table is kept as NAME.csv.old and everything is run again",
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the named studies, all of them by default."""
+    options = parser()
+    args = options.parse_args(arguments)
     unknown = [name for name in args.name if name not in STUDIES]
     if unknown:
-        parser.error(f"unknown study {unknown[0]!r}; there is {', '.join(STUDIES)}")
+        options.error(f"unknown study {unknown[0]!r}; there is {', '.join(STUDIES)}")
     if args.seeds < 1:
-        parser.error(f"--seeds must be at least 1, not {args.seeds}")
+        options.error(f"--seeds must be at least 1, not {args.seeds}")
     try:
         for name in args.name or STUDIES:
+            if not args.resume:
+                set_aside(STUDIES[name])
             run_study(STUDIES[name], seeds=range(args.seeds))
     except KeyboardInterrupt:
         print("stopped; finished runs are stored, the same command goes on", file=sys.stderr)

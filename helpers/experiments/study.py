@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import os
 import platform
 import time
@@ -34,12 +33,17 @@ class Study:
         settings: one dict per run, without the seed; the keys are columns.
         metrics: the columns that :attr:`run` measures.
         run: ``run(settings, seed) -> metrics``.
+        tuned: a setting, such as the learning rate, whose value each arm chooses on the first
+            seed; the other seeds run the chosen value only. None runs every value with every seed.
+        tuned_by: the metric that chooses, smallest first, such as a validation loss.
     """
 
     name: str
     settings: tuple[dict[str, str | float | int], ...]
     metrics: tuple[str, ...]
     run: Callable[[dict, int], dict[str, float]]
+    tuned: str | None = None
+    tuned_by: str = "validation_loss"
 
     @property
     def columns(self) -> list[str]:
@@ -84,15 +88,42 @@ def run_study(
     folder: Path = RESULTS,
     report: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Run what is missing, append a row for each finished run, return the whole table."""
+    """Run what is missing, append a row for each finished run, return the whole table.
+
+    Where the study tunes a setting, the first seed runs all its values and the others the best.
+    """
     path = folder / f"{study.name}.csv"
     folder.mkdir(parents=True, exist_ok=True)
+    first, *others = seeds
+    _finish(study, [(s, first) for s in study.settings], path, report)
+    chosen = list(study.settings)
+    if study.tuned and others:
+        best = tuned(study, results(study.name, folder).query("seed == @first"))
+        chosen = [s for s in chosen if _key(study, s) in best]
+    _finish(study, [(s, seed) for seed in others for s in chosen], path, report)
+    return results(study.name, folder)
+
+
+def set_aside(study: Study, folder: Path = RESULTS) -> None:
+    """Rename the stored table to ``NAME.csv.old``, so that the study starts anew."""
+    path = folder / f"{study.name}.csv"
+    if path.exists():
+        os.replace(path, path.with_suffix(".csv.old"))
+
+
+def tuned(study: Study, rows: pd.DataFrame) -> set[tuple[str, ...]]:
+    """The keys of the settings that each arm chose: the smallest `tuned_by` among ``rows``."""
+    arms = [name for name in study.settings[0] if name != study.tuned]
+    best = rows.loc[rows.groupby(arms)[study.tuned_by].idxmin()]
+    return {_key(study, row) for row in best.to_dict("records")}
+
+
+def _finish(
+    study: Study, wanted: list[tuple[dict, int]], path: Path, report: Callable[[str], None]
+) -> None:
+    """Run and append those of the wanted runs that are not stored yet, with the time left."""
     done = set(_finished(path, study))
-    todo = [
-        (s, seed)
-        for seed, s in itertools.product(seeds, study.settings)
-        if _key(study, {**s, "seed": seed}) not in done
-    ]
+    todo = [(s, seed) for s, seed in wanted if (*_key(study, s), str(seed)) not in done]
     report(f"{study.name}: {len(done)} runs stored, {len(todo)} to do")
     start = time.perf_counter()
     for i, (settings, seed) in enumerate(todo):
@@ -106,11 +137,10 @@ def run_study(
         report(
             f"[{i + 1}/{len(todo)}] {settings} seed {seed}: {measured} · {left / 60:.0f} min left"
         )
-    return results(study.name, folder)
 
 
 def _key(study: Study, row: dict) -> tuple[str, ...]:
-    return tuple(str(row[c]) for c in (*study.settings[0], "seed"))
+    return tuple(str(row[c]) for c in study.settings[0])
 
 
 def _finished(path: Path, study: Study) -> Iterator[tuple[str, ...]]:
@@ -130,7 +160,7 @@ def _finished(path: Path, study: Study) -> Iterator[tuple[str, ...]]:
             "move it away and run again"
         )
     for row in reader:
-        yield _key(study, row)
+        yield (*_key(study, row), row["seed"])
 
 
 def _append(path: Path, columns: list[str], row: dict) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.experiments import __main__ as cli
-from helpers.experiments.study import Study, StudyError, results, run_study
+from helpers.experiments.study import Study, StudyError, results, run_study, set_aside
 
 
 def make(calls: list) -> Study:
@@ -52,6 +52,31 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_study(broken, seeds=[0], folder=tmp_path, report=silent)
     assert len(results("toy", tmp_path)) == 1
+
+
+def test_other_seeds_run_the_chosen_value_only(tmp_path):
+    calls = []
+
+    def run(settings, seed):
+        calls.append((settings["arm"], settings["rate"], seed))
+        return {"validation_loss": abs(settings["rate"] - settings["arm"])}
+
+    grid = tuple({"arm": arm, "rate": rate} for arm in (1, 2) for rate in (1, 2, 3))
+    study = Study("tuned", grid, ("validation_loss",), run, tuned="rate")
+    run_study(study, seeds=range(3), folder=tmp_path, report=silent)
+    assert calls[6:] == [(1, 1, 1), (2, 2, 1), (1, 1, 2), (2, 2, 2)]
+    run_study(study, seeds=range(3), folder=tmp_path, report=silent)
+    assert len(calls) == 10
+
+
+def test_a_study_can_start_anew(tmp_path):
+    calls = []
+    run_study(make(calls), seeds=[0], folder=tmp_path, report=silent)
+    set_aside(make(calls), tmp_path)
+    set_aside(make(calls), tmp_path)  # nothing left to move: no error
+    assert (tmp_path / "toy.csv.old").exists()
+    run_study(make(calls), seeds=[0], folder=tmp_path, report=silent)
+    assert len(calls) == 4
 
 
 def test_errors(tmp_path):

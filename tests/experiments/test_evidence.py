@@ -1,0 +1,77 @@
+"""A recommendation follows from stored rows, and its strength from the seeds."""
+
+import pandas as pd
+import pytest
+
+from helpers.experiments import evidence, study
+
+
+def sweep(losses: dict[int, list[float]], task: str = "toy") -> pd.DataFrame:
+    """One rate per rank; the validation loss is the test loss."""
+    rows = [
+        {"task": task, "rank": r, "learning_rate": 0.1, "seed": s, "validation_loss": v}
+        for r, values in losses.items()
+        for s, v in enumerate(values)
+    ]
+    return pd.DataFrame(rows).assign(test_loss=lambda rows: rows["validation_loss"])
+
+
+@pytest.fixture
+def stored(monkeypatch):
+    """Makes the given table the only stored sweep."""
+
+    def put(table: pd.DataFrame) -> None:
+        monkeypatch.setattr(evidence, "SWEEPS", ("toy",))
+        monkeypatch.setattr(evidence, "results", lambda name: table)
+
+    return put
+
+
+CLEAR = {0: [2.0, 2.01, 1.99], 1: [1.5, 1.51, 1.49], 4: [1.0, 1.01, 0.99], 8: [1.0, 1.011, 0.989]}
+
+
+def test_clear_seeds_give_strong_evidence(stored):
+    stored(sweep(CLEAR))
+    found = evidence.recommend_rank("toy")
+    assert (found.rank, found.strength) == (4, "strong")
+    assert "the next smaller rank, 1, keeps 50 %" in str(found)
+    assert found.table.loc[4, "share of the best gain"] == 1.0
+
+
+def test_seeds_that_scatter_give_weak_evidence(stored):
+    noisy = {0: [2.0, 2.0, 2.0], 1: [0.9, 1.5, 1.0], 4: [1.3, 0.8, 1.1], 8: [0.9, 1.3, 0.95]}
+    stored(sweep(noisy))
+    found = evidence.recommend_rank("toy")
+    assert found.strength == "weak"
+
+
+def test_the_smallest_rank_can_be_enough(stored):
+    flat = {0: [2.0, 2.1, 1.9], 1: [1.0, 1.1, 0.9], 8: [1.0, 1.1, 0.901]}
+    stored(sweep(flat))
+    found = evidence.recommend_rank("toy")
+    assert (found.rank, found.strength) == (1, "strong")
+
+
+def test_what_was_not_measured_is_refused(stored):
+    stored(sweep(CLEAR, "addresses"))
+    with pytest.raises(evidence.EvidenceError, match="nearest is 'addresses'"):
+        evidence.recommend_rank("adresses")
+    worse = {0: [1.0, 1.0, 1.0], 1: [2.0, 2.0, 2.0]}
+    stored(sweep(worse))
+    with pytest.raises(evidence.EvidenceError, match="no rank improved"):
+        evidence.recommend_rank("toy")
+
+
+def test_the_rate_is_chosen_on_the_first_seed_only(monkeypatch):
+    rows = [
+        {"task": "t", "rank": 1, "learning_rate": rate, "seed": seed, "validation_loss": loss}
+        for rate, seed, loss in ((0.1, 0, 1.0), (0.2, 0, 2.0), (0.1, 1, 5.0), (0.2, 1, 0.1))
+    ]
+    monkeypatch.setattr(evidence, "results", lambda name: pd.DataFrame(rows))
+    chosen = evidence.tuned("toy", ["task", "rank"])
+    assert chosen["learning_rate"].tolist() == [0.1, 0.1]
+
+
+def test_every_stored_task_gets_a_recommendation():
+    for task in evidence.measured_tasks():
+        assert evidence.recommend_rank(task).rank in study.results("rank_by_task")["rank"].unique()
