@@ -549,3 +549,10 @@ def test_foreign_python_variables_do_not_leak(monkeypatch: pytest.MonkeyPatch) -
     assert "PYTHONPATH" not in course.clean_variables()
     assert course.clean_variables()["PIP_USER"] == "0"
     assert course.variables(Path("x"))["HF_HUB_OFFLINE"] == "1"
+
+
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert course.clean_variables()["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert course.clean_variables()["OMP_WAIT_POLICY"] == "active"

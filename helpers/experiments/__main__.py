@@ -10,7 +10,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from helpers.experiments import full_vs_lora, learning_rates, ranks, targets, texts
+from helpers.experiments import (
+    duration,
+    full_vs_lora,
+    learning_rates,
+    ranks,
+    targets,
+    texts,
+    towers,
+)
 from helpers.experiments.study import StudyError, run_study, set_aside
 
 STUDIES = {
@@ -18,10 +26,12 @@ STUDIES = {
     for study in (
         full_vs_lora.STUDY,
         learning_rates.STUDY,
+        duration.STUDY,
         ranks.BY_TASK,
         ranks.BY_SIZE,
         texts.STUDY,
         targets.STUDY,
+        towers.STUDY,
     )
 }
 
@@ -30,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     made = argparse.ArgumentParser(prog="python -m helpers.experiments", description=__doc__)
     made.add_argument("name", nargs="*", help=f"one of: {', '.join(STUDIES)} (default: all)")
-    made.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
+    made.add_argument("--seeds", type=int, help="seeds 0 to N-1 (default: 3, or 5 where stored so)")
     made.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
@@ -48,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in args.name if name not in STUDIES]
     if unknown:
         options.error(f"unknown study {unknown[0]!r}; there is {', '.join(STUDIES)}")
-    if args.seeds < 1:
+    if args.seeds is not None and args.seeds < 1:
         options.error(f"--seeds must be at least 1, not {args.seeds}")
     try:
         for name in args.name or STUDIES:
             if not args.resume:
                 set_aside(STUDIES[name])
-            run_study(STUDIES[name], seeds=range(args.seeds))
+            run_study(STUDIES[name], seeds=range(args.seeds or STUDIES[name].seeds))
     except KeyboardInterrupt:
         print("stopped; finished runs are stored, the same command goes on", file=sys.stderr)
         return 130

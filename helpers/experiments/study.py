@@ -36,6 +36,7 @@ class Study:
         tuned: a setting, such as the learning rate, whose value each arm chooses on the first
             seed; the other seeds run the chosen value only. None runs every value with every seed.
         tuned_by: the metric that chooses, smallest first, such as a validation loss.
+        seeds: how many seeds the stored table has, 0 and up.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Study:
     run: Callable[[dict, int], dict[str, float]]
     tuned: str | None = None
     tuned_by: str = "validation_loss"
+    seeds: int = 3
 
     @property
     def columns(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The loop, its errors, evaluation, and the Trainer route."""
+"""The loop, its errors, and what it leaves alone."""
 
 import copy
 import itertools
@@ -7,31 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
+from tiny_rows import lm_rows, stack, tiny_lora
 
 from helpers import adapters, models, training
 
 
-def lm_rows(n: int = 12, length: int = 6) -> list[dict]:
-    generator = torch.Generator().manual_seed(7)
-    rows = []
-    for _ in range(n):
-        ids = torch.randint(3, 90, (length,), generator=generator)
-        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids})
-    return rows
-
-
-def stack(rows: list[dict]) -> training.Batch:
-    return {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
-
-
 @pytest.fixture
 def lora() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return get_peft_model(
-        models.tiny("llama"),
-        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
-    )
+    return tiny_lora()
 
 
 def test_the_loop_equals_a_bare_pytorch_loop(lora):
@@ -62,18 +46,6 @@ def test_training_moves_the_adapter_and_not_the_base(lora):
     training.train(lora, rows, steps=3, learning_rate=1e-2)
     for name, parameter in lora.named_parameters():
         assert torch.equal(before[name], parameter) == (not parameter.requires_grad), name
-
-
-def test_batches_depend_on_the_seed_and_cover_every_row_once_an_epoch():
-    rows = [{"x": torch.tensor([i])} for i in range(10)]
-
-    def order(seed):
-        found = itertools.islice(training.batches(rows, stack, batch_size=5, seed=seed), 4)
-        return [b["x"].flatten().tolist() for b in found]
-
-    assert order(0) == order(0) != order(1)
-    first, second = ([i for batch in half for i in batch] for half in (order(0)[:2], order(0)[2:]))
-    assert sorted(first) == sorted(second) == list(range(10)) and first != second
 
 
 def test_warmup_starts_low():
@@ -136,50 +108,13 @@ def test_errors_name_the_cause(lora):
         training.train(lora, [stack(lm_rows(2))], steps=1, learning_rate=1e-3)
 
 
-def test_answer_loss_is_weighted_by_targets():
-    rows = lm_rows(5)
-    rows[0] = rows[0] | {"labels": torch.tensor([-100, -100, -100, -100, -100, 9])}
-    model = models.tiny("llama")
-    one = training.answer_loss(model, training.ordered_batches(rows, stack, batch_size=1))
-    all_at_once = training.answer_loss(model, training.ordered_batches(rows, stack, batch_size=5))
-    assert one == pytest.approx(all_at_once, rel=1e-5)
-    with pytest.raises(training.TrainingError, match="no target"):
-        training.answer_loss(model, [])
-
-
-def fixed(logits: torch.Tensor, **outputs: torch.Tensor) -> torch.nn.Module:
-    """A stand-in model that always answers the same."""
-    model = torch.nn.Module()
-    model.forward = lambda **_: SimpleNamespace(logits=logits, **outputs)
-    return model
-
-
-def test_accuracy_by_hand():
-    model = fixed(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]]))
-    batch = {"labels": torch.tensor([[0, 0, -100]])}
-    assert training.accuracy(model, [batch]) == 0.5
-    with pytest.raises(training.TrainingError):
-        training.accuracy(model, [{"labels": torch.full((1, 3), -100)}])
-
-
-def test_span_accuracy_needs_both_ends():
-    model = fixed(
-        torch.zeros(1),
-        start_logits=torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
-        end_logits=torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
-    )
-    batch = {"start_positions": torch.tensor([1, 1]), "end_positions": torch.tensor([1, 1])}
-    assert training.span_accuracy(model, [batch]) == 0.5
-
-
-def test_the_trainer_route_takes_the_same_first_step_as_the_loop(lora, tmp_path):
-    """Same rows in one batch: the first loss is the same number on both routes."""
-    rows = lm_rows(4)
-    expected = lora.train()(**stack(rows)).loss.item()
-    trainer = training.trainer(
-        lora, rows, stack, steps=2, learning_rate=1e-3, batch_size=4, seed=0, output_dir=tmp_path
-    )
-    trainer.train()
-    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert logged[0] == pytest.approx(expected, abs=1e-3)
-    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
+def test_watching_sees_every_step_and_does_not_change_the_run():
+    seen = []
+    plain, watched = tiny_lora(dropout=0.3), tiny_lora(dropout=0.3)
+    for model, watch in ((plain, None), (watched, lambda n: seen.append((n, watched.eval())))):
+        torch.manual_seed(1)
+        rows = training.batches(lm_rows(), stack, batch_size=4, seed=1)
+        training.train(model, rows, steps=3, learning_rate=1e-2, watch=watch)
+    assert [n for n, _ in seen] == [1, 2, 3]
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
