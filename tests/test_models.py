@@ -403,6 +403,12 @@ def test_device_falls_back_to_the_cpu(cpu_only: pytest.MonkeyPatch) -> None:
     assert models.describe_device().startswith("CPU: ")
 
 
+@pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_dtype_follows_the_processor(cpu_only: pytest.MonkeyPatch, native, wanted) -> None:
+    cpu_only.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    assert models.dtype() == wanted
+
+
 def test_a_card_on_which_no_kernel_runs_is_not_chosen(cpu_only: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("no kernel image is available for execution on the device")

@@ -146,3 +146,12 @@ def test_a_model_without_4bit_layers_is_left_alone() -> None:
 def test_unknown_quant_type_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="Unknown quant_type 'int4'"):
         quantization.load_in_4bit(folder, AutoModelForCausalLM, quant_type="int4")
+
+
+def test_a_new_head_stays_out_of_the_4_bit_layers():
+    """Its weights are not in the file, so that bitsandbytes would never quantise them."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = quantization.load_in_4bit(models.path("minilm"), AutoModelForSequenceClassification)
+    assert type(model.classifier) is torch.nn.Linear
+    assert model(input_ids=torch.tensor([[101, 2023, 102]])).logits.shape == (1, 2)

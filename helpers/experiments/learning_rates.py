@@ -44,4 +44,5 @@ STUDY = Study(
     settings=tuple({"method": m, "learning_rate": r} for m, rates in GRID.items() for r in rates),
     metrics=("validation_loss", "validation_score", "test_loss", "test_score"),
     run=run,
+    seeds=5,
 )

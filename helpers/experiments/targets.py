@@ -42,13 +42,19 @@ def adapter_parameters(model) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
 
 
+def rates_of(budget: int) -> tuple[float, ...]:
+    """The learning rates for a budget, as for ranks of about its size."""
+    units = budget // UNIT
+    return rates(32) if units >= 16 else rates(units)
+
+
 STUDY = Study(
     name="equal_targets",
     settings=tuple(
         {"parameters": budget, "targets": targets, "learning_rate": rate}
         for budget in BUDGETS
         for targets in TARGETS
-        for rate in rates(max(1, budget // UNIT))
+        for rate in rates_of(budget)
     ),
     metrics=(
         "validation_loss",

@@ -129,7 +129,16 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.four_bit and args.task != "trivia":
         parser.error(f"--four-bit needs the task trivia, not {args.task}")
+    if not replaceable(args.out):
+        parser.error(f"{args.out} holds other things than an adapter; give a new folder to --out")
     return args
+
+
+def replaceable(out: Path) -> bool:
+    """Whether nothing of value is lost when the folder is replaced: an adapter, or nothing."""
+    if not out.exists():
+        return True
+    return out.is_dir() and (not any(out.iterdir()) or (out / "adapter_config.json").exists())
 
 
 def main(words: list[str] | None = None) -> int:

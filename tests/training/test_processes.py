@@ -72,6 +72,14 @@ def test_a_second_call_replaces_the_first_whole(one, tmp_path):
     assert (out / "adapter_config.json").exists()
 
 
+def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit):
+        cli.main(["tiny", "--steps", "1", "--out", str(tmp_path)])
+    assert "holds other things than an adapter" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
 def test_the_command_line_names_what_is_possible(tmp_path, capsys):
     for words, says in (
         (["trivial", "--out", "x"], "trivia"),

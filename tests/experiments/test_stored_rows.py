@@ -1,0 +1,60 @@
+"""Every stored study is whole, and its cheapest trained row is measured again."""
+
+import pandas as pd
+import pytest
+
+from helpers.experiments import learning_rates, ranks, targets, texts
+from helpers.experiments.study import Study, results, tuned
+
+# Sums run in another order on another processor, and forty steps carry that on: a run is the same
+# run when its loss comes back within these nats.
+TOLERANCE = 0.05
+
+
+def row(study: Study, **settings) -> pd.Series:
+    stored = results(study.name)
+    for name, value in {**settings, "seed": 0}.items():
+        stored = stored[stored[name] == value]
+    assert len(stored) == 1
+    return stored.iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("study", "settings"),
+    [
+        (learning_rates.STUDY, {"method": "lora", "learning_rate": 3e-3}),
+        (ranks.BY_TASK, {"task": "addresses", "rank": 1, "learning_rate": 1e-2}),
+        (ranks.BY_SIZE, {"task": "addresses", "rows": 64, "rank": 4, "learning_rate": 1e-3}),
+        (targets.STUDY, {"parameters": 82_944, "targets": "both", "learning_rate": 1e-3}),
+        (texts.STUDY, {"task": "plain text", "rank": 1, "learning_rate": 1e-2}),
+    ],
+    ids=lambda value: value.name if isinstance(value, Study) else "",
+)
+def test_a_row_is_measured_again(study, settings):
+    again, stored = study.run(settings, seed=0), row(study, **settings)
+    for metric in ("validation_loss", "test_loss"):
+        assert again[metric] == pytest.approx(stored[metric], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "study",
+    [learning_rates.STUDY, ranks.BY_TASK, ranks.BY_SIZE, targets.STUDY, texts.STUDY],
+    ids=lambda study: study.name,
+)
+def test_a_stored_table_is_whole(study):
+    stored = results(study.name)
+    assert list(stored.columns) == study.columns
+    keys = [tuple(str(v) for v in values) for values in stored[list(study.settings[0])].values]
+    every = {tuple(str(v) for v in settings.values()) for settings in study.settings}
+    first = {key for key, seed in zip(keys, stored["seed"], strict=True) if seed == 0}
+    assert first == every
+    wanted = tuned(study, stored.query("seed == 0")) if study.tuned else every
+    for other in range(1, study.seeds):
+        assert {k for k, seed in zip(keys, stored["seed"], strict=True) if seed == other} == wanted
+    assert not stored.duplicated([*study.settings[0], "seed"]).any()
+
+
+def test_ranks_and_seeds_are_enough_for_a_verdict():
+    assert len(ranks.RANKS) >= 6 and len(targets.BUDGETS) >= 6
+    for study in (ranks.BY_TASK, ranks.BY_SIZE, targets.STUDY, texts.STUDY):
+        assert results(study.name)["seed"].nunique() >= 3
