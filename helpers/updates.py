@@ -17,7 +17,7 @@ def update(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
         ValueError: the layer has no adapter of that name.
 
     Source: Hu et al., "LoRA" (2021), equation 3.
-    Taught in: notebook 02, section 2.
+    Taught in: notebook 02, section 3.
     """
     if adapter not in layer.lora_A:
         known = ", ".join(layer.lora_A) or "none"
@@ -33,7 +33,7 @@ def used_rank(matrix: torch.Tensor, energy: float = ENERGY) -> int:
     Raises:
         ValueError: energy is not above 0 and at most 1.
 
-    Taught in: notebook 02, section 2.
+    Taught in: notebook 02, section 3.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy is a share above 0 and at most 1, not {energy}")
@@ -47,7 +47,7 @@ def used_rank(matrix: torch.Tensor, energy: float = ENERGY) -> int:
 def singular_values(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
     """The singular values of a layer's update that can differ from 0: r of them, largest first.
 
-    Taught in: notebook 02, section 2.
+    Taught in: notebook 02, section 3.
     """
     rank = layer.r[adapter]
     return torch.linalg.svdvals(update(layer, adapter))[:rank]
@@ -59,7 +59,7 @@ def table(model: PeftModel, adapter: str = "default") -> pd.DataFrame:
     Raises:
         ValueError: the model has no LoRA layer.
 
-    Taught in: notebook 02, section 2.
+    Taught in: notebook 02, section 3.
     """
     found = {}
     for name, layer in model.named_modules():

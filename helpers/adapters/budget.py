@@ -31,7 +31,7 @@ def config_for_budget(
             layer; the message names the smallest budget or the closest names.
 
     Source: peft, ``LoraConfig.rank_pattern`` and ``alpha_pattern``.
-    Taught in: notebook 02, section 6.
+    Taught in: notebook 02, section 7.
     """
     costs = _costs(model, target_modules)
     whole = sum(costs.values())

@@ -1,7 +1,7 @@
 """After how many epochs is the held-out loss lowest, and what comes after? MiniLM, 64 reviews.
 
 Equal for both methods: the 64 training rows (chosen by the seed), the batches and their order, 16
-epochs of 8 steps, fp32. Each method runs at two learning rates, a slow one and one near its best,
+epochs of 8 steps, fp32. Each method runs at three learning rates, the middle one near its best,
 because the rate decides about the duration too. The losses (nats per row) are those of 100
 validation and 100 test rows after each epoch; early stopping may look at the validation rows only.
 """
@@ -18,7 +18,7 @@ from helpers.experiments import tasks
 from helpers.experiments.study import Study
 
 EPOCHS, ROWS, BATCH, HELD_OUT = 16, 64, 8, 100
-GRID = {"full": (3e-5, 1e-4), "lora": (1e-3, 3e-3)}
+GRID = {"full": (1e-5, 3e-5, 1e-4), "lora": (3e-4, 1e-3, 3e-3)}
 PARTS = ("validation", "test")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from helpers.claims import Seeds
+from helpers.claims.rules import Interval
 from helpers.experiments.study import results
 
 MARGIN = 0.05  # of what the best rank gained over the control
@@ -61,8 +62,10 @@ def recommend_rank(task: str) -> Recommendation:
 
     Enough: on the mean over seeds, the test loss is at most 5 % of the best rank's gain above the
     best rank's loss; the gain counts from the control (the head alone, or the untrained model).
-    *Strong*: the seeds prove both that it is enough and that the next smaller rank is not (95 %
-    intervals of paired differences). *Moderate*: one of the two. *Weak*: neither.
+    Proofs are 95 % intervals of paired differences over the seeds. *Weak*: they do not prove that
+    the rank beats the control, or they prove nothing else. *Moderate*: they also prove one of two
+    things, that a higher rank gains less than those 5 %, or that the next smaller rank that was
+    tried is not enough. *Strong*: both.
 
     Raises:
         EvidenceError: the task was not measured; names the nearest that was.
@@ -78,12 +81,11 @@ def recommend_rank(task: str) -> Recommendation:
         raise EvidenceError(f"no rank improved {task!r} over its control, so none is recommended")
     allowed = MARGIN * gain
     enough = next(r for r in ranks if (losses[r] - losses[best]).mean() <= allowed)
-    smaller = [rank for rank in ranks if rank < enough]
-    proofs = [_proven_enough(losses, enough, best, allowed)]
-    proofs.append(_proven_short(losses, smaller[-1], best, allowed) if smaller else enough == 1)
-    strength = {2: "strong", 1: "moderate", 0: "weak"}[sum(proofs)]
     return Recommendation(
-        enough, strength, _because(losses, enough, best, gain, smaller), _table(losses, best, gain)
+        enough,
+        _strength(losses, enough, best, allowed),
+        _because(losses, enough, best, gain),
+        _table(losses, best, gain),
     )
 
 
@@ -105,27 +107,39 @@ def _losses(task: str) -> pd.DataFrame:
     return rows.pivot(index="seed", columns="rank", values="test_loss").dropna()
 
 
-def _proven_enough(losses: pd.DataFrame, rank: int, best: int, allowed: float) -> bool:
-    return rank == best or _lead(losses, rank, best).low > -allowed
+def _strength(losses: pd.DataFrame, rank: int, best: int, allowed: float) -> str:
+    """How much the seeds prove about a rank that is enough on the mean."""
+    if _lead(losses, rank, 0).low <= 0:
+        return "weak"
+    higher = best if best != rank else _neighbour(losses, rank, +1)
+    lower = _neighbour(losses, rank, -1)
+    proofs = [
+        higher is not None and _lead(losses, rank, higher).low > -allowed,
+        lower is not None and _lead(losses, lower, best).high < -allowed,
+    ]
+    return ("weak", "moderate", "strong")[sum(proofs)]
 
 
-def _proven_short(losses: pd.DataFrame, rank: int, best: int, allowed: float) -> bool:
-    return _lead(losses, rank, best).high < -allowed
+def _neighbour(losses: pd.DataFrame, rank: int, step: int) -> int | None:
+    """The next higher or lower rank that was tried; None where there is none."""
+    ranks = [r for r in losses.columns if r > 0]
+    place = ranks.index(rank) + step
+    return ranks[place] if 0 <= place < len(ranks) else None
 
 
-def _lead(losses: pd.DataFrame, rank: int, best: int):
-    return Seeds(losses[rank].tolist(), losses[best].tolist(), larger_is_better=False).lead()
+def _lead(losses: pd.DataFrame, rank: int, other: int) -> Interval:
+    """By how much a rank's loss is lower than another's, over the seeds."""
+    return Seeds(losses[rank].tolist(), losses[other].tolist(), larger_is_better=False).lead()
 
 
-def _because(
-    losses: pd.DataFrame, rank: int, best: int, gain: float, smaller: Sequence[int]
-) -> str:
+def _because(losses: pd.DataFrame, rank: int, best: int, gain: float) -> str:
     def share(r: int) -> str:
         return f"{100 * (losses[0] - losses[r]).mean() / gain:.0f} %"
 
-    text = f"it keeps {share(rank)} of the gain of the best rank, {best}"
-    if smaller:
-        text += f", the next smaller rank, {smaller[-1]}, keeps {share(smaller[-1])}"
+    text = f"it keeps {share(rank)} of the gain of the best of {len(losses.columns) - 1} ranks"
+    text += f", {best}" if best != rank else ", itself"
+    if (lower := _neighbour(losses, rank, -1)) is not None:
+        text += f"; the next smaller one, {lower}, keeps {share(lower)}"
     return f"{text} ({len(losses)} seeds, gain {gain:.2f} nats over the control)"
 
 

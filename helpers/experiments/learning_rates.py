@@ -14,8 +14,11 @@ from helpers.experiments import tasks
 from helpers.experiments.study import Study
 
 TASK = "movies"
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-GRID = {"full": RATES[:6], "lora": RATES[2:], "qlora": RATES[2:]}
+GRID = {
+    "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    "lora": (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2),
+    "qlora": (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2),
+}
 
 
 def adapted(method: str, seed: int) -> torch.nn.Module:

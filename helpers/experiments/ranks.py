@@ -26,7 +26,7 @@ SWEEPS = {
     "news": FEW,
     "tweets": FEW,
 }
-HEAD_RATE = 1e-2
+HEAD_RATES = (3e-3, 1e-2, 3e-2)
 SIZES = (64, 256)  # rows of addresses; the sweep by task has them all, 1,112
 METRICS = (
     "validation_loss",
@@ -41,8 +41,10 @@ METRICS = (
 def rates(rank: int) -> tuple[float, ...]:
     """The learning rates that a rank is tried at, a factor of about three apart.
 
-    At fixed alpha / rank the best rate falls as the rank rises.
+    At fixed alpha / rank the best rate falls as the rank rises. Rank 0 is the head alone.
     """
+    if rank == 0:
+        return HEAD_RATES
     if rank == 1:
         return (1e-3, 3e-3, 1e-2, 3e-2)
     return (1e-3, 3e-3, 1e-2) if rank < 32 else (3e-4, 1e-3, 3e-3, 1e-2)
@@ -88,10 +90,12 @@ def size_of(model: torch.nn.Module) -> dict[str, float]:
 
 
 def arms(ranks: Iterable[int], **fixed: str | int) -> tuple[dict, ...]:
-    """The settings of one sweep: the head alone at one rate, then every rank with its rates."""
-    head = {**fixed, "rank": 0, "learning_rate": HEAD_RATE}
-    swept = [{**fixed, "rank": r, "learning_rate": rate} for r in ranks for rate in rates(r)]
-    return (head, *swept)
+    """The settings of one sweep: the head alone (rank 0) and every rank, each with its rates."""
+    return tuple(
+        {**fixed, "rank": rank, "learning_rate": rate}
+        for rank in (0, *ranks)
+        for rate in rates(rank)
+    )
 
 
 BY_TASK = Study(

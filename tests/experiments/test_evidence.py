@@ -34,22 +34,34 @@ def test_clear_seeds_give_strong_evidence(stored):
     stored(sweep(CLEAR))
     found = evidence.recommend_rank("toy")
     assert (found.rank, found.strength) == (4, "strong")
-    assert "the next smaller rank, 1, keeps 50 %" in str(found)
+    assert "the next smaller one, 1, keeps 50 %" in str(found)
     assert found.table.loc[4, "share of the best gain"] == 1.0
 
 
-def test_seeds_that_scatter_give_weak_evidence(stored):
-    noisy = {0: [2.0, 2.0, 2.0], 1: [0.9, 1.5, 1.0], 4: [1.3, 0.8, 1.1], 8: [0.9, 1.3, 0.95]}
-    stored(sweep(noisy))
-    found = evidence.recommend_rank("toy")
-    assert found.strength == "weak"
-
-
-def test_the_smallest_rank_can_be_enough(stored):
+def test_the_smallest_rank_has_no_smaller_one_to_prove_it(stored):
     flat = {0: [2.0, 2.1, 1.9], 1: [1.0, 1.1, 0.9], 8: [1.0, 1.1, 0.901]}
     stored(sweep(flat))
     found = evidence.recommend_rank("toy")
-    assert (found.rank, found.strength) == (1, "strong")
+    assert (found.rank, found.strength) == (1, "moderate")
+
+
+def test_the_largest_rank_has_no_larger_one_to_prove_it(stored):
+    rising = {0: [2.0, 2.01, 1.99], 1: [1.5, 1.51, 1.49], 8: [1.0, 1.01, 0.99]}
+    stored(sweep(rising))
+    found = evidence.recommend_rank("toy")
+    assert (found.rank, found.strength) == (8, "moderate")
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {0: [2.0, 2.0, 2.0], 1: [0.9, 1.5, 1.0], 4: [1.3, 0.8, 1.1], 8: [0.9, 1.3, 0.95]},
+        {0: [1.1, 1.0, 1.2], 1: [1.0, 1.1, 0.9], 8: [1.0, 1.1, 0.901]},  # no better than nothing
+    ],
+)
+def test_seeds_that_scatter_give_weak_evidence(stored, losses):
+    stored(sweep(losses))
+    assert evidence.recommend_rank("toy").strength == "weak"
 
 
 def test_what_was_not_measured_is_refused(stored):
