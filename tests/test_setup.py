@@ -551,8 +551,9 @@ def test_foreign_python_variables_do_not_leak(monkeypatch: pytest.MonkeyPatch) -
     assert course.variables(Path("x"))["HF_HUB_OFFLINE"] == "1"
 
 
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(monkeypatch):
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert course.clean_variables()["OMP_WAIT_POLICY"] == "passive"
+def test_threads_spin_briefly_unless_the_user_says_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    assert course.clean_variables()["GOMP_SPINCOUNT"] == "10000"
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    assert course.clean_variables()["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in course.clean_variables()
