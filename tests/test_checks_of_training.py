@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers import checks
+from helpers.experiments.duration import early_stop as stop
 
 
 def weighted(losses, targets):
@@ -39,16 +40,6 @@ def test_other_losses_are_named(answer, rule, says):
     with pytest.raises(checks.Broken, match=says) as caught:
         checks.group_loss(answer)
     assert caught.value.rule == rule
-
-
-def stop(losses, patience):
-    best = 0
-    for epoch, loss in enumerate(losses):
-        if loss < losses[best]:
-            best = epoch
-        elif epoch - best >= patience:
-            break
-    return best + 1
 
 
 @pytest.mark.parametrize(

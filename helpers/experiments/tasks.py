@@ -105,12 +105,17 @@ def base(name: str, seed: int) -> PreTrainedModel:
     """MiniLM with the task's head; the head's random start is fixed by the seed."""
     torch.manual_seed(seed)
     task = TASKS[name]
-    labels = {
-        "SEQ_CLS": 2,
-        "TOKEN_CLS": len(data.addresses()["train"].features["tags"].feature.names),
-    }
-    head = {"num_labels": labels[task.task_type]} if task.task_type in labels else {}
-    return task.auto.from_pretrained(models.path("minilm"), **head)
+    return task.auto.from_pretrained(models.path("minilm"), **_head(task.task_type))
+
+
+@cache
+def _head(task_type: str) -> dict[str, int]:
+    """How many classes the head has, where a task has classes."""
+    if task_type == "SEQ_CLS":
+        return {"num_labels": 2}
+    if task_type == "TOKEN_CLS":
+        return {"num_labels": len(data.addresses()["train"].features["tags"].feature.names)}
+    return {}
 
 
 @cache

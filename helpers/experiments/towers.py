@@ -6,12 +6,10 @@ colour channels and get darker, the answers' words are renamed, or both. LoRA go
 layer of the vision tower, of the language decoder, or of both; the projector and the word
 embeddings stay frozen. One rank costs the same in either tower, so "both" at rank r trains
 exactly as many parameters as one tower at rank 2r. Equal for every arm: the steps, the batches
-and their order. The learning rate is chosen for each arm on the validation rows, out of two:
-in a trial with one seed, 2.5 times the higher one lost in each arm tried that learned much. The
+and their order. The learning rate is chosen for each arm on the validation rows, out of two. The
 verdict is read on the test rows.
 
-Thirty steps are few: they show who adapts fast. The vision tower is then still learning; in a
-trial of 200 steps (one seed) it reached far more, so nothing here is a limit of what it can learn.
+Thirty steps are few: they show who adapts fast, and no limit of what a tower can learn.
 """
 
 from __future__ import annotations

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
 from helpers.data import IGNORED, chat_prompt
 from helpers.training.batches import Batch, TrainingError
+from helpers.training.inspection import target_count
 
 
 @torch.no_grad()
@@ -18,17 +20,8 @@ def answer_loss(model: torch.nn.Module, data: Iterable[Batch]) -> float:
     Raises:
         TrainingError: there is no target in the data.
     """
-    model.eval()
-    total, targets = 0.0, 0
-    for batch in data:
-        # a decoder predicts position t+1 at t, so the first label of a row is never a target
-        n = int((batch["labels"][:, 1:] != IGNORED).sum())
-        if n:
-            total += model(**batch).loss.item() * n
-            targets += n
-    if not targets:
-        raise TrainingError("no target token in the evaluation data")
-    return total / targets
+    # a decoder predicts position t+1 at t, so the first label of a row is never a target
+    return _weighted_loss(model, data, lambda batch: int((batch["labels"][:, 1:] != IGNORED).sum()))
 
 
 @torch.no_grad()
@@ -40,12 +33,16 @@ def mean_loss(model: torch.nn.Module, data: Iterable[Batch]) -> float:
     Raises:
         TrainingError: there is no target in the data.
     """
+    return _weighted_loss(model, data, partial(target_count, model))
+
+
+def _weighted_loss(
+    model: torch.nn.Module, data: Iterable[Batch], targets_of: Callable[[Batch], int]
+) -> float:
     model.eval()
     total, targets = 0.0, 0
     for batch in data:
-        labels = batch.get("labels", batch.get("start_positions"))
-        n = int((labels != IGNORED).sum())
-        if n:
+        if n := targets_of(batch):
             total += model(**batch).loss.item() * n
             targets += n
     if not targets:
@@ -57,32 +54,36 @@ def mean_loss(model: torch.nn.Module, data: Iterable[Batch]) -> float:
 def accuracy(model: torch.nn.Module, data: Iterable[Batch]) -> float:
     """Share of right labels, for sequence classification (B,) and token classification (B, T)."""
     model.eval()
-    right, total = 0, 0
-    for batch in data:
-        labels = batch["labels"]
-        guesses = model(**batch).logits.argmax(-1)
-        counted = labels != IGNORED
-        right += int((guesses == labels)[counted].sum())
-        total += int(counted.sum())
-    if not total:
-        raise TrainingError("no label in the evaluation data")
-    return right / total
+    return _share((_right_labels(model, batch) for batch in data), "label")
 
 
 @torch.no_grad()
 def span_accuracy(model: torch.nn.Module, data: Iterable[Batch]) -> float:
     """Share of rows whose answer span (first and last token) is found exactly."""
     model.eval()
-    right, total = 0, 0
-    for batch in data:
-        out = model(**batch)
-        first = out.start_logits.argmax(-1) == batch["start_positions"]
-        last = out.end_logits.argmax(-1) == batch["end_positions"]
-        right += int((first & last).sum())
-        total += len(first)
+    return _share((_right_spans(model, batch) for batch in data), "row")
+
+
+def _right_labels(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    labels = batch["labels"]
+    return (model(**batch).logits.argmax(-1) == labels)[labels != IGNORED]
+
+
+def _right_spans(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    out = model(**batch)
+    first = out.start_logits.argmax(-1) == batch["start_positions"]
+    return first & (out.end_logits.argmax(-1) == batch["end_positions"])
+
+
+def _share(right: Iterable[torch.Tensor], what: str) -> float:
+    """The share of True over all batches."""
+    found, total = 0, 0
+    for one in right:
+        found += int(one.sum())
+        total += one.numel()
     if not total:
-        raise TrainingError("no row in the evaluation data")
-    return right / total
+        raise TrainingError(f"no {what} in the evaluation data")
+    return found / total
 
 
 @torch.no_grad()
