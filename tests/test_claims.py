@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
+import numpy as np
 import pytest
 
 from helpers import claims
@@ -47,6 +48,7 @@ def verdict(expects: str, measured: object, was_true_in: str = "") -> str:
         ("<= 48 GB", 48.1, "wrong"),
         (">= 2 GB", 1.9, "wrong"),
         ("<= 48 GB", {"x": 40, "y": 50}, "partly"),
+        ("<= 48 GB", {"x": np.float64(40), "y": np.float64(50)}, "partly"),
         ("set A, B", {"A", "B"}, "confirmed"),
         ("set A, B", {"A", "C"}, "partly"),
         ("set A, B", {"C"}, "wrong"),

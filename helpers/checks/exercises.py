@@ -78,7 +78,7 @@ def _check_layer(cls: type[nn.Module], ins: int, outs: int, rank: int, alpha: fl
 
 
 def _build(cls: type[nn.Module], base: nn.Linear, rank: int, alpha: float) -> nn.Module:
-    with _running("constructor", "cls(base, rank, alpha)"):
+    with running("constructor", "cls(base, rank, alpha)"):
         layer = cls(base, rank, alpha)
     if not isinstance(layer, nn.Module):
         raise Broken("constructor", f"the class has to be an nn.Module, not {cls.__name__}")
@@ -193,7 +193,7 @@ def _check_update(
 
 def _check_merge(layer: nn.Module, x: Tensor, shape: torch.Size, bias: Tensor) -> None:
     before = _forward(layer, x)
-    with _running("merge", "merge()"):
+    with running("merge", "merge()"):
         merged = layer.merge()
     if not isinstance(merged, nn.Linear | Tensor):
         raise Broken(
@@ -210,8 +210,16 @@ def _check_merge(layer: nn.Module, x: Tensor, shape: torch.Size, bias: Tensor) -
 
 
 @contextmanager
-def _running(rule: str, call: str) -> Iterator[None]:
-    """Turns an error inside the learner's code into a sentence that names what was called."""
+def running(rule: str, call: str) -> Iterator[None]:
+    """Turns an error inside the learner's code into a sentence that names what was called.
+
+    Args:
+        rule: the rule that such an error breaks.
+        call: what was called, as the sentence's subject: "merge()", "the function, called with x,".
+
+    Raises:
+        Broken: the block raised anything; a `Broken` from inside passes unchanged.
+    """
     try:
         yield
     except Broken:
@@ -222,7 +230,7 @@ def _running(rule: str, call: str) -> Iterator[None]:
 
 
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:
-    with _running("forward", "the layer, called with x,"):
+    with running("forward", "the layer, called with x,"):
         y = layer(x)
     if not isinstance(y, Tensor):
         raise Broken("forward", f"it returns a tensor of shape (..., out), not {type(y).__name__}")
@@ -244,7 +252,7 @@ def targets(pattern: str | Collection[str], model: nn.Module, expected: Collecti
 
     Taught in: notebook 01, exercise 2
     """
-    with _running("a pattern", f"adapters.match with {pattern!r}"):
+    with running("a pattern", f"adapters.match with {pattern!r}"):
         found = adapters.match(model, pattern)
     if not found.matched:
         raise Broken("reaches something", f"{pattern!r} matches no module. {found.note}".strip())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .exercises import Broken, Passed, _running
+from .exercises import Broken, Passed, running
 
 LOSSES, TARGETS = (2.0, 4.0, 1.0), (6, 1, 3)  # weighted mean 1.9, plain mean 2.3333
 
@@ -30,7 +30,7 @@ def group_loss(answer: Callable[[Sequence[Tensor], Sequence[int]], Tensor]) -> P
     Taught in: notebook 06, exercise 1
     """
     losses = [torch.tensor(loss, requires_grad=True) for loss in LOSSES]
-    with _running("weights", "the function, called with losses and targets,"):
+    with running("weights", "the function, called with losses and targets,"):
         found = answer(losses, list(TARGETS))
     if not isinstance(found, Tensor):
         raise Broken("gradient", f"it returns a tensor to call backward on, not {found!r}")
@@ -42,7 +42,7 @@ def group_loss(answer: Callable[[Sequence[Tensor], Sequence[int]], Tensor]) -> P
     wanted = [count / sum(TARGETS) for count in TARGETS]
     if not torch.allclose(torch.tensor(shares), torch.tensor(wanted)):
         raise Broken("gradient", f"the batches count {shares}, they should count {wanted}")
-    with _running("one batch", "the function, called with one batch,"):
+    with running("one batch", "the function, called with one batch,"):
         alone = float(answer([torch.tensor(2.0, requires_grad=True)], [7]).detach())
     if abs(alone - 2) > 1e-6:
         raise Broken("one batch", f"one batch of loss 2 gives {alone:.4g}; it is the whole group")
@@ -76,7 +76,7 @@ def early_stopping(answer: Callable[[Sequence[float], int], int]) -> Passed:
     Taught in: notebook 06, exercise 2
     """
     for losses, patience, epoch, rule in STOPS:
-        with _running(rule, f"the function, called with {list(losses)} and {patience},"):
+        with running(rule, f"the function, called with {list(losses)} and {patience},"):
             found = answer(list(losses), patience)
         if found != epoch:
             hint = "; count epochs from 1" if found == epoch - 1 else ""

@@ -228,7 +228,8 @@ def _limit(side: str, number: str, unit: str | None) -> Rule:
 def _numeric(says: str, unit: str | None, holds: Callable[[float], bool]) -> Rule:
     def test(value: object) -> Outcome:
         number = _number(value)
-        return Outcome(holds(number), _figure(number, unit))
+        # bool: a NumPy number compares to a NumPy truth, which is not the object False.
+        return Outcome(bool(holds(number)), _figure(number, unit))
 
     return Rule(says, test)
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from helpers.claims import Seeds
 from helpers.claims.rules import Interval
-from helpers.experiments.study import results
+from helpers.experiments.study import lowest, results
 
 MARGIN = 0.05  # of what the best rank gained over the control
 SWEEPS = ("rank_by_task", "rank_by_text")
@@ -20,7 +20,7 @@ class EvidenceError(ValueError):
     """The stored studies cannot answer the question; the message says what they can answer."""
 
 
-def tuned(name: str, by: Sequence[str], *, metric: str = "validation_loss") -> pd.DataFrame:
+def tuned(name: str, by: Sequence[str]) -> pd.DataFrame:
     """The rows of a stored study at each arm's own learning rate, every seed.
 
     An arm is one combination of the columns ``by``. Its rate is the one with the smallest
@@ -33,7 +33,7 @@ def tuned(name: str, by: Sequence[str], *, metric: str = "validation_loss") -> p
     """
     stored = results(name)
     first = stored[stored["seed"] == stored["seed"].min()]
-    best = first.loc[first.groupby(list(by))[metric].idxmin(), [*by, "learning_rate"]]
+    best = lowest(first, by=by, metric="validation_loss")[[*by, "learning_rate"]]
     return stored.merge(best, on=[*by, "learning_rate"]).sort_values([*by, "seed"])
 
 

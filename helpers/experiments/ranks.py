@@ -104,6 +104,7 @@ BY_TASK = Study(
     metrics=METRICS,
     run=run,
     tuned="learning_rate",
+    seeds=5,
 )
 
 BY_SIZE = Study(
@@ -112,4 +113,5 @@ BY_SIZE = Study(
     metrics=METRICS,
     run=run,
     tuned="learning_rate",
+    seeds=5,
 )

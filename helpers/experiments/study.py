@@ -7,7 +7,7 @@ import io
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -116,8 +116,13 @@ def set_aside(study: Study, folder: Path = RESULTS) -> None:
 def tuned(study: Study, rows: pd.DataFrame) -> set[tuple[str, ...]]:
     """The keys of the settings that each arm chose: the smallest `tuned_by` among ``rows``."""
     arms = [name for name in study.settings[0] if name != study.tuned]
-    best = rows.loc[rows.groupby(arms)[study.tuned_by].idxmin()]
+    best = lowest(rows, by=arms, metric=study.tuned_by)
     return {_key(study, row) for row in best.to_dict("records")}
+
+
+def lowest(rows: pd.DataFrame, *, by: Sequence[str], metric: str) -> pd.DataFrame:
+    """For each combination of the columns ``by``, its row with the smallest ``metric``."""
+    return rows.loc[rows.groupby(list(by))[metric].idxmin()]
 
 
 def _finish(

@@ -110,4 +110,5 @@ STUDY = Study(
     metrics=("validation_loss", "test_loss", "update_norm", "used_rank"),
     run=run,
     tuned="learning_rate",
+    seeds=5,
 )

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from helpers import models
+from helpers.quantization.code_books import QUANT_TYPES
 
-QUANT_TYPES = ("nf4", "fp4")
 # Heads stay as they are: a new one is not in the file, and bitsandbytes would never quantise it.
 HEADS = ("lm_head", "classifier", "score", "qa_outputs")
 
@@ -49,7 +49,7 @@ def load_in_4bit(
         ValueError: another quant_type.
 
     Source: Dettmers et al., QLoRA (2023), section 3; bitsandbytes, Linear4bit.
-    Taught in: notebook 03, sections 1 to 3.
+    Taught in: notebook 03, sections 1 and 3.
     """
     if quant_type not in QUANT_TYPES:
         raise ValueError(f"Unknown quant_type {quant_type!r}; expected one of {QUANT_TYPES}.")
@@ -75,7 +75,7 @@ def keep_weights_unpacked(model: nn.Module) -> nn.Module:
     on other machines it changes nothing.
 
     Source: bitsandbytes 0.50, Linear4bit.forward.
-    Taught in: notebook 10.
+    Taught in: notebook 03, section 4, and notebook 10.
     """
     for layer in model.modules():
         if isinstance(layer, bitsandbytes.nn.Linear4bit):

@@ -1,0 +1,54 @@
+"""What code books are tried on: random numbers of four distributions, and real weights."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Laplace, StudentT
+from transformers import AutoModel
+
+from helpers import models
+from helpers.models.names import unknown
+
+# SmolLM2 is not among them: its weights come from a 4-bit file, whose levels they would show.
+FULL_PRECISION = ("minilm", "dinov2")
+_DRAWS: dict[str, Callable[[int], Tensor]] = {
+    "Gaussian": lambda count: torch.randn(count),
+    "Laplace": lambda count: Laplace(0.0, 1.0).sample((count,)),
+    "uniform": lambda count: 2 * torch.rand(count) - 1,
+    "Student-t": lambda count: StudentT(5.0).sample((count,)),  # heavy tails: 5 degrees of freedom
+}
+DISTRIBUTIONS = tuple(_DRAWS)
+
+
+def draw(distribution: str, count: int, seed: int) -> Tensor:
+    """Random numbers, float32, of one of `DISTRIBUTIONS`; their spread does not matter here.
+
+    Raises:
+        ValueError: unknown distribution.
+
+    Taught in: notebook 03, section 2.
+    """
+    if distribution not in _DRAWS:
+        raise ValueError(unknown("distribution", distribution, DISTRIBUTIONS))
+    # torch.distributions takes no generator; the caller's random state is put back afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _DRAWS[distribution](count)
+
+
+def linear_weights(name: str) -> dict[str, Tensor]:
+    """The weight matrices of a real model's linear layers, by the layer's name.
+
+    Args:
+        name: one of `FULL_PRECISION`, whose weights were published in 32 bits.
+
+    Raises:
+        ValueError: unknown name.
+
+    Taught in: notebook 03, section 2.
+    """
+    if name not in FULL_PRECISION:
+        raise ValueError(unknown("model with weights in full precision", name, FULL_PRECISION))
+    layers = AutoModel.from_pretrained(models.path(name)).named_modules()
+    return {name: layer.weight.detach() for name, layer in layers if type(layer) is nn.Linear}
