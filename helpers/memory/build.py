@@ -1,0 +1,106 @@
+"""A fake model: real classes, shapes, dtypes and sharing, without a byte of weights."""
+
+from __future__ import annotations
+
+import bitsandbytes
+import torch
+from bitsandbytes.functional import quantize_4bit
+from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+HEADS = ("lm_head", "classifier", "score", "qa_outputs")
+_AUTO = (
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+
+
+def auto_class(config: PreTrainedConfig) -> type:
+    """The Auto class whose model trains on what that architecture is for."""
+    if type(config).__name__ in ("BertConfig", "RobertaConfig", "DebertaV2Config"):
+        return AutoModelForSequenceClassification
+    return next(auto for auto in _AUTO if type(config) in auto._model_mapping)
+
+
+def base(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """The model of a config; run it inside `FakeTensorMode`."""
+    model = auto_class(config).from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()  # part of the initialisation, which is left out
+    return model
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The layers that `from_pretrained` packs into 4 bits: all linear ones but the output heads."""
+    head = model.get_output_embeddings()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | Conv1D)
+        and layer is not head
+        and name.rpartition(".")[2] not in HEADS
+    }
+
+
+def pack(
+    model: PreTrainedModel,
+    name: str,
+    compute_dtype: torch.dtype,
+    quant_type: str,
+    double_quant: bool,
+) -> bitsandbytes.nn.Linear4bit:
+    """Replaces one linear layer by bitsandbytes' 4-bit layer; returns the new one."""
+    layer = model.get_submodule(name)
+    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+    rows, columns = weight.shape
+    packed, state = quantize_4bit(
+        weight.detach().contiguous(), compress_statistics=double_quant, quant_type=quant_type
+    )
+    # Params4bit cannot wrap a fake tensor: a plain parameter carries what its users ask for.
+    with unset_fake_temporarily(), torch.device("meta"):
+        new = bitsandbytes.nn.Linear4bit(columns, rows, bias=False, compute_dtype=compute_dtype)
+    new.weight = nn.Parameter(packed, requires_grad=False)
+    new.weight.quant_state = new.quant_state = state
+    new.weight.quant_type, new.weight.compress_statistics = quant_type, double_quant
+    new.weight.bnb_quantized, new.weight.blocksize = True, state.blocksize
+    new.weight.quant_storage = torch.uint8
+    new.bias = layer.bias
+    new.support_avx512bf16_for_cpu = False
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+    return new
+
+
+def quantised_tensors(layer: bitsandbytes.nn.Linear4bit) -> list[Tensor]:
+    """All tensors that stand for a 4-bit weight: codes, constants and their tables."""
+    state = layer.weight.quant_state
+    found = [layer.weight, state.absmax, state.code]
+    if state.nested:
+        found += [state.offset, state.state2.absmax, state.state2.code]
+    return found
+
+
+def adapted(
+    model: PreTrainedModel, config: PeftConfig | None, *, four_bit: bool, checkpointing: bool
+) -> PreTrainedModel | PeftModel:
+    """The model with its adapter, ready to train; without a config everything trains."""
+    if four_bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
+    if config is not None:
+        model = get_peft_model(model, config)
+    if checkpointing:
+        # The generator's state would be kept per layer, on the host; it is of no interest here.
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        model.enable_input_require_grads()
+    return model.train()

@@ -1,0 +1,182 @@
+"""Train two steps on fake tensors and write down every allocation."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from helpers.memory import build, optimizers
+from helpers.memory.cuda_like import Extra, cuda_like
+from helpers.memory.gpus import Gpu
+from helpers.memory.inputs import fake_batch
+from helpers.memory.tracker import Trace, Tracker
+
+_ADAM = importlib.import_module("torch.optim.adam")  # hidden from torch.optim
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run, complete: what `predict` is asked, checked and spelled out."""
+
+    config: PreTrainedConfig
+    adapter: PeftConfig | None
+    batch: int
+    seq: int
+    dtype: torch.dtype
+    gpu: Gpu
+    autocast: torch.dtype | None = None
+    quant_type: str | None = None
+    double_quant: bool = True
+    checkpointing: bool = False
+    optimizer: str = "adamw"
+    attention: str = "sdpa"
+    padded: bool = False
+    use_cache: bool = False
+    repeat_heads: bool = False
+    device_map: bool = True  # loaded straight to the card, which transformers warms up for
+
+
+def simulate(plan: Plan) -> Trace:
+    """All allocations of loading and of two optimiser steps, the second with the state in place."""
+    record = Trace()
+    extra = Extra(record, plan.gpu)
+    with cuda_like(plan.gpu, repeat_heads=plan.repeat_heads), _fake():
+        tracker = Tracker(record, extra)
+        model = _loaded(plan, tracker)
+        optimizer = optimizers.make(plan.optimizer, model)
+        batch = fake_batch(plan.config, model, plan.batch, plan.seq, padded=plan.padded)
+        tracker.claim(batch.values(), "activations")
+        _watch_gradients(model, tracker)
+        for number in (1, 2):
+            record.mark(f"step {number}")
+            with tracker:
+                _step(model, optimizer, batch, plan, tracker, extra)
+        tracker.forget()
+    return record
+
+
+@contextlib.contextmanager
+def _fake() -> Iterator[None]:
+    """Tensors without data, made without initialisation; the optimiser does not ask for values."""
+    with (
+        no_init_weights(),
+        mock.patch.object(_ADAM, "_get_value", lambda _: 1.0),
+        mock.patch.object(nn.Module, "_apply", _apply),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
+        yield
+
+
+def _apply(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """`Module._apply` by new parameters: PyTorch's swaps fake tensors, and cannot if watched."""
+    for child in module.children() if recurse else ():
+        _apply(child, fn)
+    for name, old in module._parameters.items():
+        if old is not None:
+            with torch.no_grad():
+                new = fn(old)
+            if new is not old:
+                module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+    for name, old in module._buffers.items():
+        module._buffers[name] = None if old is None else fn(old)
+    return module
+
+
+def _loaded(plan: Plan, tracker: Tracker) -> nn.Module:
+    """Build the model, load it in the order in which a card would see it, add the adapter."""
+    tracker.trace.mark("phase load")
+    model = build.base(copy.deepcopy(plan.config), plan.dtype, plan.attention)
+    model.config.use_cache = plan.use_cache
+    four_bit = plan.quant_type is not None
+    _load(model, plan, tracker)
+    with tracker:
+        model = build.adapted(
+            model, plan.adapter, four_bit=four_bit, checkpointing=plan.checkpointing
+        )
+    if four_bit:  # prepare_model_for_kbit_training ends with it
+        tracker.trace.mark("empty_cache")
+    tracker.claim((*model.parameters(), *model.buffers()), "weights")
+    if isinstance(model, PeftModel):
+        tracker.claim((p for p in model.parameters() if p.requires_grad), "adapters")
+    return model
+
+
+def _load(model: PreTrainedModel, plan: Plan, tracker: Tracker) -> None:
+    """Each tensor in its turn; a weight in 4 bits arrives whole and is packed on the card."""
+    packed = build.linear_layers(model) if plan.quant_type is not None else {}
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    if plan.device_map:
+        _warm_up(tensors, packed, tracker.trace)
+    for name in sorted(tensors, key=_natural) if plan.device_map else tensors:
+        layer, _, kind = name.rpartition(".")
+        if layer in packed and kind == "weight":
+            whole = tracker.trace.allocate(tensors[name].nbytes, "temporaries", "load")
+            new = build.pack(model, layer, plan.dtype, plan.quant_type, plan.double_quant)
+            tracker.claim(build.quantised_tensors(new), "weights")
+            tracker.trace.free(whole)
+        else:
+            tracker.claim([tensors[name]], "weights")
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """transformers loads by name, numbers in the name as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _warm_up(tensors: dict[str, Tensor], packed: dict[str, nn.Module], record: Trace) -> None:
+    """transformers asks for one block as large as all weights, to spare many small requests."""
+    total = sum(
+        t.numel() // 2 if name.rpartition(".")[0] in packed else t.nbytes
+        for name, t in tensors.items()
+    )
+    record.free(record.allocate(total, "temporaries", "warm-up"))
+
+
+def _watch_gradients(model: nn.Module, tracker: Tracker) -> None:
+    def claim(param: Tensor) -> None:
+        tracker.claim([param.grad], "gradients")
+
+    for param in model.parameters():
+        if param.requires_grad:
+            param.register_post_accumulate_grad_hook(claim)
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    plan: Plan,
+    tracker: Tracker,
+    extra: Extra,
+) -> None:
+    record = tracker.trace
+    record.mark("phase forward")
+    extra.thread = "main"
+    optimizer.zero_grad()
+    with _precision(plan.autocast):
+        output = model(**batch)
+    tracker.keep_alive_as("activations")
+    record.mark("phase backward")
+    extra.thread = "autograd"
+    output.loss.backward()
+    record.mark("phase optimizer")
+    extra.thread = "main"
+    optimizer.step()
+    for state in optimizer.state.values():
+        tracker.claim((t for t in state.values() if t.dim()), "optimizer state")
+        tracker.claim((t for t in state.values() if not t.dim()), "host")  # AdamW counts there
+
+
+def _precision(dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
