@@ -34,6 +34,13 @@ def auto_class(config: PreTrainedConfig) -> type:
     return next(auto for auto in _AUTO if type(config) in auto._model_mapping)
 
 
+def task_type(config: PreTrainedConfig) -> str:
+    """peft's name of what the model is trained for."""
+    if auto_class(config) is AutoModelForSequenceClassification:
+        return "SEQ_CLS"
+    return "SEQ_2_SEQ_LM" if auto_class(config) is AutoModelForSeq2SeqLM else "CAUSAL_LM"
+
+
 def base(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The model of a config; run it inside `FakeTensorMode`."""
     model = auto_class(config).from_config(config, dtype=dtype, attn_implementation=attention)

@@ -14,7 +14,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers.utils import ModelOutput
 
 from helpers.memory import build, optimizers
 from helpers.memory.cuda_like import Extra, cuda_like
@@ -44,6 +44,9 @@ class Plan:
     padded: bool = False
     use_cache: bool = False
     repeat_heads: bool = False
+    first_seq: int | None = None  # tokens of the first step's rows, if they differ
+    keeps_output: bool = False  # a loop that binds the output to a name has two of them in forward
+    emptied: bool = False  # `torch.cuda.empty_cache` between the two steps
     device_map: bool = True  # loaded straight to the card, which transformers warms up for
 
 
@@ -55,14 +58,20 @@ def simulate(plan: Plan) -> Trace:
         tracker = Tracker(record, extra)
         model = _loaded(plan, tracker)
         optimizer = optimizers.make(plan.optimizer, model)
-        batch = fake_batch(plan.config, model, plan.batch, plan.seq, padded=plan.padded)
-        tracker.claim(batch.values(), "activations")
         _watch_gradients(model, tracker)
-        for number in (1, 2):
+        outputs: list[ModelOutput] = []  # the name to which a loop binds the model's output
+        for number, seq in ((1, plan.first_seq or plan.seq), (2, plan.seq)):
+            if number == 2 and plan.emptied:
+                record.mark("empty_cache")
             record.mark(f"step {number}")
+            batch = fake_batch(plan.config, model, plan.batch, seq, padded=plan.padded)
+            tracker.claim(batch.values(), "activations")
             with tracker:
-                _step(model, optimizer, batch, plan, tracker, extra)
+                _step(model, optimizer, batch, plan, tracker, extra, outputs)
+            if not plan.keeps_output:
+                outputs.clear()
         tracker.forget()
+    record.paged = getattr(optimizer, "paged_bytes", 0)
     return record
 
 
@@ -70,7 +79,7 @@ def simulate(plan: Plan) -> Trace:
 def _fake() -> Iterator[None]:
     """Tensors without data, made without initialisation; the optimiser does not ask for values."""
     with (
-        no_init_weights(),
+        mock.patch.object(PreTrainedModel, "init_weights", lambda _: None),
         mock.patch.object(_ADAM, "_get_value", lambda _: 1.0),
         mock.patch.object(nn.Module, "_apply", _apply),
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -102,7 +111,10 @@ def _loaded(plan: Plan, tracker: Tracker) -> nn.Module:
     _load(model, plan, tracker)
     with tracker:
         model = build.adapted(
-            model, plan.adapter, four_bit=four_bit, checkpointing=plan.checkpointing
+            model,
+            copy.deepcopy(plan.adapter),  # peft completes it in place
+            four_bit=four_bit,
+            checkpointing=plan.checkpointing,
         )
     if four_bit:  # prepare_model_for_kbit_training ends with it
         tracker.trace.mark("empty_cache")
@@ -159,17 +171,19 @@ def _step(
     plan: Plan,
     tracker: Tracker,
     extra: Extra,
+    outputs: list[ModelOutput],
 ) -> None:
+    """One step; what `outputs` holds is alive until the new output takes its place."""
     record = tracker.trace
     record.mark("phase forward")
     extra.thread = "main"
     optimizer.zero_grad()
     with _precision(plan.autocast):
-        output = model(**batch)
+        outputs[:] = [model(**batch)]
     tracker.keep_alive_as("activations")
     record.mark("phase backward")
     extra.thread = "autograd"
-    output.loss.backward()
+    outputs[0].loss.backward()
     record.mark("phase optimizer")
     extra.thread = "main"
     optimizer.step()

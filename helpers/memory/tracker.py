@@ -40,11 +40,15 @@ class Event:
 
 @dataclass
 class Trace:
-    """Events in order, and the category of each storage by its number."""
+    """Events in order, the category and the size of each storage by its number.
+
+    paged: bytes of a paged optimiser's state, which is no allocation of PyTorch's.
+    """
 
     events: list[Event] = field(default_factory=list)
     category: dict[int, str] = field(default_factory=dict)
     size: dict[int, int] = field(default_factory=dict)
+    paged: int = 0
 
     def allocate(self, bytes: int, category: str, operator: str) -> int:
         """Record a storage's birth; returns its number."""

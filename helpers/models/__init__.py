@@ -7,10 +7,11 @@ meta device, where a parameter has a shape and a dtype but no memory.
 from .architectures import IMAGE_TOKEN, TASKS, TINY, VOCABULARY, tiny
 from .converted import CONVERTED, CONVERTER_VERSION, folder, path
 from .hardware import describe_device, device, dtype
-from .published import FULL_SIZE, full_size
+from .published import CONFIGS, FULL_SIZE, full_size, published_config
 from .whisper import accept_no_text, shorten_audio
 
 __all__ = [
+    "CONFIGS",
     "CONVERTED",
     "CONVERTER_VERSION",
     "FULL_SIZE",
@@ -25,6 +26,7 @@ __all__ = [
     "folder",
     "full_size",
     "path",
+    "published_config",
     "shorten_audio",
     "tiny",
 ]

@@ -8,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -23,6 +24,7 @@ FULL_SIZE: tuple[str, ...] = (
     "llava-1.5-7b",
     "qwen2-vl-7b",
 )
+CONFIGS: tuple[str, ...] = (*FULL_SIZE, "qwen2.5-7b", "gpt2", "bert-base", "t5-small")
 
 
 def full_size(name: str) -> PreTrainedModel:
@@ -36,8 +38,7 @@ def full_size(name: str) -> PreTrainedModel:
 
     Taught in: notebook 00, section 2, and notebook 03.
     """
-    row = json.loads((assets.DATA / "configs" / f"{_full_size_name(name)}.json").read_text())
-    config = AutoConfig.for_model(**row)
+    config = _read(_known(name, FULL_SIZE))
     auto = next(
         auto
         for auto in (AutoModelForImageTextToText, AutoModelForCausalLM)
@@ -47,14 +48,29 @@ def full_size(name: str) -> PreTrainedModel:
         return auto.from_config(config).eval()
 
 
-def _full_size_name(name: str) -> str:
+def published_config(name: str) -> PreTrainedConfig:
+    """The configuration of a published model, one of `CONFIGS`; names as `full_size` takes them.
+
+    Raises:
+        ValueError: unknown name; the message gives the nearest.
+    """
+    return _read(_known(name, CONFIGS))
+
+
+def _read(name: str) -> PreTrainedConfig:
+    return AutoConfig.for_model(
+        **json.loads((assets.DATA / "configs" / f"{name}.json").read_text())
+    )
+
+
+def _known(name: str, names: tuple[str, ...]) -> str:
     """Only what leaves the shapes alone is stripped: Mistral 0.3, say, has another vocabulary."""
     plain = re.sub(r"[ _]+", "-", name.rsplit("/", 1)[-1].lower())
     plain = re.sub(r"-v(?=\d)", "-", plain)
-    plain = re.sub(r"(-(hf|instruct|chat|base))+$", "", plain)
+    plain = re.sub(r"(-(hf|instruct|chat|base|uncased))+$", "", plain)
     if plain.startswith("mistral"):
         plain = plain.removesuffix("-0.1")
-    known = {letters(full): full for full in FULL_SIZE}
-    if letters(plain) not in known:
-        raise ValueError(unknown("full-size model", name, FULL_SIZE))
+    known = {letters(full): full for full in names} | {"bert": "bert-base"}
+    if letters(plain) not in known or known[letters(plain)] not in names:
+        raise ValueError(unknown("full-size model", name, names))
     return known[letters(plain)]

@@ -1,0 +1,319 @@
+"""How much memory a training run takes on a card, without the card and without the weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from helpers import adapters, models
+from helpers.memory import build
+from helpers.memory.gpus import Gpu, gpu
+from helpers.memory.optimizers import OPTIMIZERS
+from helpers.memory.replay import PHASES, Peak, Replayed, replay
+from helpers.memory.simulate import Plan, simulate
+from helpers.models.names import unknown
+from helpers.quantization import QUANT_TYPES
+
+METHODS = ("full", *adapters.METHODS)
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "mixed": torch.float32,  # weights in 32 bits, products in bfloat16
+}
+ATTENTIONS = ("sdpa", "eager")
+SHALLOW = (3, 5)  # layers of the two simulations from which a deeper model is extrapolated
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run takes at its peak.
+
+    allocated and reserved: bytes at the peak, as `torch.cuda.max_memory_allocated` and
+    `max_memory_reserved` would say; categories: bytes of each kind at the peak of allocation;
+    phase and operator: when that peak is; phases: the peak of each phase; paged: bytes of a paged
+    optimiser's state, which live outside PyTorch's allocator; exact: whether every layer was
+    simulated; replayed: the course of the (deepest) simulated step.
+    """
+
+    plan: Plan
+    allocated: int
+    reserved: int
+    categories: dict[str, int]
+    phase: str
+    operator: str
+    phases: dict[str, Peak]
+    paged: int
+    exact: bool
+    replayed: Replayed
+
+    def fits(self, card: Gpu | None = None) -> bool:
+        """Whether the reserved bytes fit beside CUDA's own on a card (default: the plan's)."""
+        return self.reserved <= (card or self.plan.gpu).usable
+
+
+def predict(
+    model: str | Path | PreTrainedConfig,
+    method: str | PeftConfig = "lora",
+    *,
+    batch: int,
+    seq: int,
+    rank: int | None = None,
+    targets: Sequence[str] | str | None = None,
+    virtual_tokens: int | None = None,
+    dtype: str = "bf16",
+    quant_type: Literal["nf4", "fp4"] = "nf4",
+    double_quant: bool = True,
+    optimizer: str = "adamw",
+    attention: str = "sdpa",
+    checkpointing: bool = False,
+    padded: bool = False,
+    gpu: str = "a100-80gb",
+    exact: bool = True,
+) -> Prediction:
+    """Peak memory of a training step, by running it on tensors without data.
+
+    The step is the libraries' own: transformers' model, peft's adapter, PyTorch's optimiser, on
+    fake tensors. Every allocation is written down and replayed through a model of PyTorch's CUDA
+    allocator. Nothing is fitted to measurements. Not simulated: CUDA's context, several cards,
+    evaluation and generation.
+
+    Args:
+        model: a published model of `models.CONFIGS`, a folder with a config.json or such a file,
+            or a configuration.
+        method: "full", a name of `adapters.METHODS` ("qlora" loads the base in 4 bits), or a
+            configuration of peft.
+        batch: rows of a batch.
+        seq: tokens of a row, an image's among them.
+        rank, targets, virtual_tokens: as `adapters.config` takes them.
+        dtype: of the weights and the products: "fp32", "fp16", "bf16", or "mixed" (weights in 32
+            bits, products in bfloat16). For QLoRA the dtype of the products.
+        quant_type, double_quant: how QLoRA packs the base.
+        optimizer: one of `OPTIMIZERS`.
+        attention: "sdpa" (fused where the card can) or "eager" (the whole table of scores).
+        checkpointing: layers are computed again in backward.
+        padded: the batch carries an attention mask, as a batch of rows of several lengths does.
+        gpu: a card of `GPUS`; decides which kernels run.
+        exact: simulate every layer (7B: seconds; 65B: a quarter of a minute). Otherwise extrapolate
+            from 3 and 5 layers: allocated bytes agree within a per cent, reserved ones are rougher.
+
+    Raises:
+        ValueError: an unknown name or a number that makes no sense; says what would do.
+
+    Source: PyTorch, notes "CUDA semantics: memory management"; xMem (arXiv 2510.21048) for replaying
+    a run's allocations.
+    Taught in: notebook 03, sections 7 and 8.
+    """
+    plan = make_plan(
+        model,
+        method,
+        batch=batch,
+        seq=seq,
+        rank=rank,
+        targets=targets,
+        virtual_tokens=virtual_tokens,
+        dtype=dtype,
+        quant_type=quant_type,
+        double_quant=double_quant,
+        optimizer=optimizer,
+        attention=attention,
+        checkpointing=checkpointing,
+        padded=padded,
+        gpu=gpu,
+    )
+    return predict_plan(plan, exact=exact)
+
+
+def predict_plan(plan: Plan, *, exact: bool = True) -> Prediction:
+    """`predict` for a plan that is already made, such as one of another project's script."""
+    depth = _depth(plan.config)
+    if exact or depth <= max(SHALLOW):
+        return _whole(plan, True)
+    low, high = (_whole(_with_depth(plan, layers), False) for layers in SHALLOW)
+    return _extrapolated(plan, low, high, depth)
+
+
+def _whole(plan: Plan, exact: bool) -> Prediction:
+    """Every layer of the plan's model is simulated."""
+    record = simulate(plan)
+    found = replay(record)
+    phase = max(PHASES, key=lambda name: found.phases[name].allocated)
+    peak = found.phases[phase]
+    return Prediction(
+        plan,
+        peak.allocated,
+        found.reserved,
+        peak.categories,
+        phase,
+        peak.operator,
+        found.phases,
+        record.paged,
+        exact,
+        found,
+    )
+
+
+def _extrapolated(plan: Plan, low: Prediction, high: Prediction, depth: int) -> Prediction:
+    """Layers repeat, so each phase's peak grows by the same bytes with each."""
+
+    def line(small: float, large: float) -> int:
+        return round(large + (large - small) * (depth - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0]))
+
+    phases = {
+        name: Peak(
+            line(low.phases[name].allocated, high.phases[name].allocated),
+            high.phases[name].operator,
+            {
+                kind: line(low.phases[name].categories.get(kind, 0), size)
+                for kind, size in high.phases[name].categories.items()
+            },
+        )
+        for name in PHASES
+    }
+    phase = max(PHASES, key=lambda name: phases[name].allocated)
+    peak = phases[phase]
+    return dataclasses.replace(
+        high,
+        plan=plan,
+        allocated=peak.allocated,
+        reserved=max(peak.allocated, line(low.reserved, high.reserved)),
+        categories=peak.categories,
+        phase=phase,
+        operator=peak.operator,
+        phases=phases,
+        paged=line(low.paged, high.paged),
+    )
+
+
+def make_plan(
+    model: str | Path | PreTrainedConfig,
+    method: str | PeftConfig,
+    *,
+    batch: int,
+    seq: int,
+    rank: int | None,
+    targets: Sequence[str] | str | None,
+    virtual_tokens: int | None,
+    dtype: str,
+    quant_type: str,
+    double_quant: bool,
+    optimizer: str,
+    attention: str,
+    checkpointing: bool,
+    padded: bool,
+    gpu: str,
+) -> Plan:
+    """The checked and completed settings of a run; arguments as for `predict`."""
+    config = model_config(model)
+    for kind, given, known in (
+        ("dtype", dtype, tuple(DTYPES)),
+        ("quant_type", quant_type, QUANT_TYPES),
+        ("optimizer", optimizer, OPTIMIZERS),
+        ("attention", attention, ATTENTIONS),
+    ):
+        if given not in known:
+            raise ValueError(unknown(kind, str(given), known))
+    for kind, number in (("batch", batch), ("seq", seq)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{kind} must be a whole number of at least 1, but was {number!r}.")
+    if method == "qlora" and dtype == "mixed":
+        raise ValueError(
+            "'qlora' has no dtype 'mixed': its weights are packed; give the dtype of the products, "
+            "such as 'bf16'."
+        )
+    return Plan(
+        config=config,
+        adapter=_adapter(method, config, rank, targets, virtual_tokens),
+        batch=batch,
+        seq=seq,
+        dtype=DTYPES[dtype],
+        gpu=_gpu(gpu),
+        autocast=torch.bfloat16 if dtype == "mixed" else None,
+        quant_type=quant_type if method == "qlora" else None,
+        double_quant=double_quant,
+        checkpointing=checkpointing,
+        optimizer=optimizer,
+        attention=attention,
+        padded=padded,
+    )
+
+
+_gpu = gpu
+
+
+def model_config(model: str | Path | PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration that is meant by a name, a folder, a file or itself.
+
+    Raises:
+        ValueError: neither a known name nor a readable config.json.
+    """
+    if isinstance(model, PreTrainedConfig):
+        return model
+    path = Path(model)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        return models.published_config(str(model))
+    try:
+        return AutoConfig.for_model(**json.loads(file.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is no configuration that transformers knows: it needs a model_type such as "
+            f"'llama' ({error})."
+        ) from None
+
+
+def _adapter(
+    method: str | PeftConfig,
+    config: PreTrainedConfig,
+    rank: int | None,
+    targets: Sequence[str] | str | None,
+    virtual_tokens: int | None,
+) -> PeftConfig | None:
+    if isinstance(method, PeftConfig):
+        return method
+    if method not in METHODS:
+        raise ValueError(unknown("method", str(method), METHODS))
+    if method == "full":
+        return None
+    return adapters.config(
+        method,
+        task_type=build.task_type(config),
+        rank=rank,
+        target_modules=targets,
+        virtual_tokens=virtual_tokens,
+        total_steps=1000 if method == "adalora" else None,
+    )
+
+
+_DEPTHS = ("num_hidden_layers", "num_decoder_layers")
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The configurations that have layers: the model's own, or its parts'."""
+    parts = [getattr(config, name, None) for name in ("text_config", "vision_config")]
+    return [part for part in parts if part is not None] or [config]
+
+
+def _depth(config: PreTrainedConfig) -> int:
+    """Layers of the language model, which is the one that is made shallow."""
+    return _parts(config)[0].num_hidden_layers
+
+
+def _with_depth(plan: Plan, layers: int) -> Plan:
+    config = copy.deepcopy(plan.config)
+    text = _parts(config)[0]
+    for name in _DEPTHS:
+        if getattr(text, name, None) is not None:
+            setattr(text, name, layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    return dataclasses.replace(plan, config=config)
