@@ -5,9 +5,11 @@ from __future__ import annotations
 import bitsandbytes
 import torch
 from bitsandbytes.functional import quantize_4bit
-from peft import PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._guards import active_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -105,9 +107,39 @@ def adapted(
     if four_bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     if config is not None:
-        model = get_peft_model(model, config)
+        model = _with_adapter(model, config)
     if checkpointing:
         # The generator's state would be kept per layer, on the host; it is of no interest here.
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
         model.enable_input_require_grads()
     return model.train()
+
+
+_LOOK_AT_VALUES = (PeftType.BOFT, PeftType.SHIRA, PeftType.UNILORA)
+
+
+def _with_adapter(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """A few methods look at values while they are built: theirs are made for real, then faked."""
+    if config.peft_type not in _LOOK_AT_VALUES:
+        return get_peft_model(model, config)
+    fake = active_fake_mode()
+    with unset_fake_temporarily():
+        adapted = get_peft_model(model, config)
+    for module in adapted.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None and not isinstance(tensor, FakeTensor):
+                new = nn.Parameter(fake.from_tensor(tensor.data), tensor.requires_grad)
+                module._parameters[name] = new
+        for name, tensor in module._buffers.items():
+            if tensor is not None and not isinstance(tensor, FakeTensor):
+                module._buffers[name] = fake.from_tensor(tensor)
+    return adapted
+
+
+def buffers_on_the_host(model: nn.Module) -> list[Tensor]:
+    """What peft makes on the processor and leaves there: a layer's own buffers, such as BOFT's.
+
+    It moves an adapter's parameters and dictionaries to the card, and these at each call.
+    """
+    layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+    return [buffer for layer in layers for buffer in layer.buffers(recurse=False)]

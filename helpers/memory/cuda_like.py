@@ -174,6 +174,11 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
 
+def _dense_instead(indices: Tensor, values: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Fake tensors have no gradient through a sparse one; a dense one stands in, for a moment."""
+    return values.new_zeros(size).index_put((indices[0], indices[1]), values)
+
+
 @contextlib.contextmanager
 def cuda_like(gpu: Gpu, *, repeat_heads: bool) -> Iterator[None]:
     """PyTorch's functions allocate as on the card, as long as the context lasts.
@@ -192,6 +197,7 @@ def cuda_like(gpu: Gpu, *, repeat_heads: bool) -> Iterator[None]:
         ),
         mock.patch.object(functional, "softmax", _softmax),
         mock.patch.object(functional, "dropout", _dropout),
+        mock.patch.object(torch, "sparse_coo_tensor", _dense_instead),
         # It looks at values to find several texts in one row; a fake tensor has none.
         mock.patch.object(
             transformers.masking_utils, "find_packed_sequence_indices", lambda *_, **__: None

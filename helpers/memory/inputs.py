@@ -14,7 +14,7 @@ def fake_batch(
 
     Shapes: input_ids and labels (batch, seq); for a classifier labels (batch,); for a model that
     sees pictures pixel_values (batch, channels, height, width), the picture's tokens being part
-    of seq.
+    of seq. A model whose pictures have no fixed size, such as Qwen-VL, is fed text alone.
     """
     ids = torch.zeros(batch, seq, dtype=torch.long)
     inputs = {"input_ids": ids}
@@ -23,7 +23,7 @@ def fake_batch(
     if padded:
         inputs["attention_mask"] = torch.ones(batch, seq, dtype=torch.long)
     vision = getattr(config, "vision_config", None)
-    if vision is not None:
+    if hasattr(vision, "image_size"):
         side = vision.image_size
         inputs["pixel_values"] = torch.zeros(batch, 3, side, side, dtype=model.dtype)
     return inputs

@@ -20,6 +20,7 @@ from helpers.memory.gpus import Gpu, gpu
 from helpers.memory.optimizers import OPTIMIZERS
 from helpers.memory.replay import PHASES, Peak, Replayed, replay
 from helpers.memory.simulate import Plan, simulate
+from helpers.memory.tracker import Trace
 from helpers.models.names import unknown
 from helpers.quantization import QUANT_TYPES
 
@@ -109,8 +110,8 @@ def predict(
     Raises:
         ValueError: an unknown name or a number that makes no sense; says what would do.
 
-    Source: PyTorch, notes "CUDA semantics: memory management"; xMem (arXiv 2510.21048) for replaying
-    a run's allocations.
+    Source: PyTorch, notes "CUDA semantics: memory management"; xMem (arXiv 2510.21048) for
+    replaying a run's allocations.
     Taught in: notebook 03, sections 7 and 8.
     """
     plan = make_plan(
@@ -144,7 +145,7 @@ def predict_plan(plan: Plan, *, exact: bool = True) -> Prediction:
 
 def _whole(plan: Plan, exact: bool) -> Prediction:
     """Every layer of the plan's model is simulated."""
-    record = simulate(plan)
+    record = _simulated(plan)
     found = replay(record)
     phase = max(PHASES, key=lambda name: found.phases[name].allocated)
     peak = found.phases[phase]
@@ -160,6 +161,18 @@ def _whole(plan: Plan, exact: bool) -> Prediction:
         exact,
         found,
     )
+
+
+def _simulated(plan: Plan) -> Trace:
+    """Raises: ValueError that names what could not be simulated, and why."""
+    try:
+        return simulate(plan)
+    except (RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
+        method = "full fine-tuning" if plan.adapter is None else plan.adapter.peft_type.value
+        raise ValueError(
+            f"{method} of a {plan.config.model_type} model with {plan.seq} tokens cannot be "
+            f"simulated: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
+        ) from error
 
 
 def _extrapolated(plan: Plan, low: Prediction, high: Prediction, depth: int) -> Prediction:
@@ -284,6 +297,8 @@ def _adapter(
         raise ValueError(unknown("method", str(method), METHODS))
     if method == "full":
         return None
+    if targets is None and hasattr(config, "text_config") and method in _WITH_TARGETS:
+        targets = LANGUAGE_TARGETS  # peft has no default for models that see pictures
     return adapters.config(
         method,
         task_type=build.task_type(config),
@@ -294,6 +309,8 @@ def _adapter(
     )
 
 
+_WITH_TARGETS = ("lora", "qlora", "dora", "adalora", "ia3")
+LANGUAGE_TARGETS = r".*language_model.*\.(q_proj|v_proj)"
 _DEPTHS = ("num_hidden_layers", "num_decoder_layers")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 from unittest import mock
 
 import torch
@@ -27,7 +29,13 @@ _ADAM = importlib.import_module("torch.optim.adam")  # hidden from torch.optim
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run, complete: what `predict` is asked, checked and spelled out."""
+    """A training run, complete: what `predict` is asked, checked and spelled out.
+
+    loading: "installed" follows the installed libraries with a device_map (one block asked for
+    in advance, tensors by name, the cache emptied after 4-bit preparation); "plain" is one tensor
+    after the other in the model's order, as older versions and `model.cuda()` do it.
+    The last five fields describe other people's scripts and matter to reserved bytes only.
+    """
 
     config: PreTrainedConfig
     adapter: PeftConfig | None
@@ -44,10 +52,11 @@ class Plan:
     padded: bool = False
     use_cache: bool = False
     repeat_heads: bool = False
+    loading: Literal["installed", "plain"] = "installed"
     first_seq: int | None = None  # tokens of the first step's rows, if they differ
     keeps_output: bool = False  # a loop that binds the output to a name has two of them in forward
     emptied: bool = False  # `torch.cuda.empty_cache` between the two steps
-    device_map: bool = True  # loaded straight to the card, which transformers warms up for
+    frozen: str = ""  # parameters with this in their name do not train
 
 
 def simulate(plan: Plan) -> Trace:
@@ -116,9 +125,15 @@ def _loaded(plan: Plan, tracker: Tracker) -> nn.Module:
             four_bit=four_bit,
             checkpointing=plan.checkpointing,
         )
-    if four_bit:  # prepare_model_for_kbit_training ends with it
+    if four_bit and plan.loading == "installed":  # prepare_model_for_kbit_training ends with it
         tracker.trace.mark("empty_cache")
-    tracker.claim((*model.parameters(), *model.buffers()), "weights")
+    tracker.claim(build.buffers_on_the_host(model), "host")
+    for name, param in model.named_parameters():
+        if plan.frozen and plan.frozen in name:
+            param.requires_grad = False
+    host = {id(buffer) for buffer in build.buffers_on_the_host(model)}
+    on_card = (buffer for buffer in model.buffers() if id(buffer) not in host)
+    tracker.claim((*model.parameters(), *on_card), "weights")
     if isinstance(model, PeftModel):
         tracker.claim((p for p in model.parameters() if p.requires_grad), "adapters")
     return model
@@ -128,9 +143,9 @@ def _load(model: PreTrainedModel, plan: Plan, tracker: Tracker) -> None:
     """Each tensor in its turn; a weight in 4 bits arrives whole and is packed on the card."""
     packed = build.linear_layers(model) if plan.quant_type is not None else {}
     tensors = dict((*model.named_parameters(), *model.named_buffers()))
-    if plan.device_map:
+    if plan.loading == "installed":
         _warm_up(tensors, packed, tracker.trace)
-    for name in sorted(tensors, key=_natural) if plan.device_map else tensors:
+    for name in sorted(tensors, key=_natural) if plan.loading == "installed" else tensors:
         layer, _, kind = name.rpartition(".")
         if layer in packed and kind == "weight":
             whole = tracker.trace.allocate(tensors[name].nbytes, "temporaries", "load")
@@ -178,7 +193,7 @@ def _step(
     record.mark("phase forward")
     extra.thread = "main"
     optimizer.zero_grad()
-    with _precision(plan.autocast):
+    with _precision(plan.autocast), _unchecked(model):
         outputs[:] = [model(**batch)]
     tracker.keep_alive_as("activations")
     record.mark("phase backward")
@@ -190,6 +205,18 @@ def _step(
     for state in optimizer.state.values():
         tracker.claim((t for t in state.values() if t.dim()), "optimizer state")
         tracker.claim((t for t in state.values() if not t.dim()), "host")  # AdamW counts there
+
+
+@contextlib.contextmanager
+def _unchecked(model: nn.Module) -> Iterator[None]:
+    """Models that see pictures count the picture's tokens in the text; a fake text has none."""
+    core = model.get_base_model() if isinstance(model, PeftModel) else model
+    module = sys.modules[type(core).__module__]
+    if not hasattr(module, "torch_compilable_check"):
+        yield
+        return
+    with mock.patch.object(module, "torch_compilable_check", lambda *_: None):
+        yield
 
 
 def _precision(dtype: torch.dtype | None) -> contextlib.AbstractContextManager:

@@ -106,7 +106,8 @@ class Tracker(TorchDispatchMode):
         inside = [self.trace.allocate(n, "temporaries", self._operator) for n in before]
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self.see(leaf, "temporaries")
+                for part in _dense(leaf):
+                    self.see(part, "temporaries")
         inside += [self.trace.allocate(n, "temporaries", self._operator) for n in after]
         for number in inside:
             self.trace.free(number, self._operator)
@@ -145,3 +146,10 @@ class Tracker(TorchDispatchMode):
     def forget(self) -> None:
         """Stop watching; storages that die later are not recorded."""
         self.alive.clear()
+
+
+def _dense(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that hold a tensor's numbers: itself, or the two of a sparse one."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    return (tensor,)
