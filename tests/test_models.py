@@ -378,7 +378,7 @@ def test_full_size_runs_without_weights() -> None:
     ],
 )
 def test_full_size_names_are_matched_leniently(given: str, name: str) -> None:
-    assert published._full_size_name(given) == name
+    assert published._known(given, models.FULL_SIZE) == name
 
 
 @pytest.mark.parametrize("given", ["mistralai/Mistral-7B-v0.3", "Mistral-7B-Instruct-v0.2"])

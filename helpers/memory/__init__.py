@@ -1,9 +1,12 @@
 """Where the bytes of a training step go: measured on this machine, predicted for any card."""
 
+from ._quiet import quiet
 from .counts import four_bit_bytes, kept_per_token, saved_storages
+from .fit import cards_that_fit, largest_batch
 from .gpus import GIB, GPUS, MIB, Gpu, gpu
 from .optimizers import OPTIMIZERS
 from .predict import METHODS, Prediction, predict
+from .report import alt, as_dict, picture, summary, table, verdict
 from .tracker import CATEGORIES
 
 __all__ = [
@@ -15,9 +18,18 @@ __all__ = [
     "OPTIMIZERS",
     "Gpu",
     "Prediction",
+    "alt",
+    "as_dict",
+    "cards_that_fit",
     "four_bit_bytes",
     "gpu",
     "kept_per_token",
+    "largest_batch",
+    "picture",
     "predict",
+    "quiet",
     "saved_storages",
+    "summary",
+    "table",
+    "verdict",
 ]

@@ -30,10 +30,20 @@ _AUTO = (
 
 
 def auto_class(config: PreTrainedConfig) -> type:
-    """The Auto class whose model trains on what that architecture is for."""
+    """The Auto class whose model trains on what that architecture is for.
+
+    Raises:
+        ValueError: none does.
+    """
     if type(config).__name__ in ("BertConfig", "RobertaConfig", "DebertaV2Config"):
         return AutoModelForSequenceClassification
-    return next(auto for auto in _AUTO if type(config) in auto._model_mapping)
+    found = next((auto for auto in _AUTO if type(config) in auto._model_mapping), None)
+    if found is None:
+        raise ValueError(
+            f"A {config.model_type} model has no head to train on text; models that do are "
+            "language models, encoders such as BERT, T5's kind and models that read pictures."
+        )
+    return found
 
 
 def task_type(config: PreTrainedConfig) -> str:
@@ -51,14 +61,18 @@ def base(config: PreTrainedConfig, dtype: torch.dtype, attention: str) -> PreTra
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The layers that `from_pretrained` packs into 4 bits: all linear ones but the output heads."""
+    """The layers that `from_pretrained` packs into 4 bits: all linear ones but the output heads.
+
+    An architecture can keep some in 32 bits, as T5 does with `wo`.
+    """
     head = model.get_output_embeddings()
+    kept = {*HEADS, *(model._keep_in_fp32_modules or ())}
     return {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear | Conv1D)
         and layer is not head
-        and name.rpartition(".")[2] not in HEADS
+        and not kept & set(name.split("."))
     }
 
 
