@@ -4,6 +4,7 @@ from ._quiet import quiet
 from .counts import four_bit_bytes, kept_per_token, saved_storages
 from .fit import cards_that_fit, largest_batch
 from .gpus import GIB, GPUS, MIB, Gpu, gpu
+from .ledger import measure, profiler_peak
 from .optimizers import OPTIMIZERS
 from .predict import METHODS, Prediction, predict
 from .report import alt, as_dict, picture, summary, table, verdict
@@ -25,8 +26,10 @@ __all__ = [
     "gpu",
     "kept_per_token",
     "largest_batch",
+    "measure",
     "picture",
     "predict",
+    "profiler_peak",
     "quiet",
     "saved_storages",
     "summary",

@@ -146,3 +146,17 @@ def _merged(left: Block, right: Block) -> Block:
     if right.after is not None:
         right.after.before = left
     return left
+
+
+class PlainAllocator(CachingAllocator):
+    """Counts what is asked for, byte by byte, as the processor's allocator hands it out."""
+
+    def request(self, size: int) -> Block:
+        """A block of exactly `size` bytes."""
+        self.allocated += size
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        return Block(0, size, small=False, free=False)
+
+    def release(self, block: Block) -> None:
+        """Gives a block back."""
+        self.allocated -= block.size

@@ -13,7 +13,6 @@ from unittest import mock
 
 import bitsandbytes.functional
 import torch
-import transformers.masking_utils
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,7 +41,6 @@ class Extra:
     def __init__(self, trace: Trace, gpu: Gpu) -> None:
         self.trace = trace
         self.gpu = gpu
-        self.thread = "main"
         self._with_workspace: set[str] = set()
 
     def __call__(
@@ -57,8 +55,10 @@ class Extra:
         return (_unpacked(args, kwargs) if packet is _GEMM_4BIT else ()), after
 
     def _workspace(self) -> None:
-        if self.thread not in self._with_workspace:
-            self._with_workspace.add(self.thread)
+        # PyTorch runs backward in a thread of its own, which has a workspace of its own.
+        thread = "autograd" if self.trace.phase == "backward" else "main"
+        if thread not in self._with_workspace:
+            self._with_workspace.add(thread)
             self.trace.allocate(self.gpu.workspace, "workspace", "cuBLAS workspace")
 
 
@@ -198,9 +198,5 @@ def cuda_like(gpu: Gpu, *, repeat_heads: bool) -> Iterator[None]:
         mock.patch.object(functional, "softmax", _softmax),
         mock.patch.object(functional, "dropout", _dropout),
         mock.patch.object(torch, "sparse_coo_tensor", _dense_instead),
-        # It looks at values to find several texts in one row; a fake tensor has none.
-        mock.patch.object(
-            transformers.masking_utils, "find_packed_sequence_indices", lambda *_, **__: None
-        ),
     ):
         yield

@@ -152,7 +152,7 @@ def predict_plan(plan: Plan, *, exact: bool = True) -> Prediction:
 
 def _whole(plan: Plan, exact: bool) -> Prediction:
     """Every layer of the plan's model is simulated."""
-    record = _simulated(plan)
+    record = _simulated(plan, first_step=exact)
     found = replay(record)
     phase = max(PHASES, key=lambda name: found.phases[name].allocated)
     peak = found.phases[phase]
@@ -170,10 +170,10 @@ def _whole(plan: Plan, exact: bool) -> Prediction:
     )
 
 
-def _simulated(plan: Plan) -> Trace:
+def _simulated(plan: Plan, *, first_step: bool) -> Trace:
     """Raises: ValueError that names what could not be simulated, and why."""
     try:
-        return simulate(plan)
+        return simulate(plan, first_step=first_step)
     except (RuntimeError, NotImplementedError, AttributeError, ImportError) as error:
         method = "full fine-tuning" if plan.adapter is None else plan.adapter.peft_type.value
         raise ValueError(

@@ -36,22 +36,22 @@ class Replayed:
     history: list[tuple[str, str, dict[str, int]]]
 
 
-def replay(trace: Trace, *, capacity: int | None = None) -> Replayed:
-    """Run a trace through the caching allocator.
+def replay(trace: Trace, allocator: CachingAllocator | None = None) -> Replayed:
+    """Run a trace through an allocator, by default the caching one without a limit.
 
     The first step only brings the optimiser's state into being; peaks are those of the second.
     `reserved` counts from the start, since PyTorch keeps what it once reserved.
 
     Raises:
-        MemoryError: the trace does not fit into `capacity` bytes.
+        MemoryError: the trace does not fit into the allocator's capacity.
     """
-    return _Replay(trace, capacity).run()
+    return _Replay(trace, allocator or CachingAllocator()).run()
 
 
 class _Replay:
-    def __init__(self, trace: Trace, capacity: int | None) -> None:
+    def __init__(self, trace: Trace, allocator: CachingAllocator) -> None:
         self.trace = trace
-        self.allocator = CachingAllocator(capacity)
+        self.allocator = allocator
         self.blocks: dict[int, Block] = {}
         self.now: Counter[str] = Counter()
         self.phases = {phase: Peak() for phase in PHASES}

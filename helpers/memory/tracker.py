@@ -42,13 +42,15 @@ class Event:
 class Trace:
     """Events in order, the category and the size of each storage by its number.
 
-    paged: bytes of a paged optimiser's state, which is no allocation of PyTorch's.
+    paged: bytes of a paged optimiser's state, which is no allocation of PyTorch's; phase: the one
+    that was marked last.
     """
 
     events: list[Event] = field(default_factory=list)
     category: dict[int, str] = field(default_factory=dict)
     size: dict[int, int] = field(default_factory=dict)
     paged: int = 0
+    phase: str = ""
 
     def allocate(self, bytes: int, category: str, operator: str) -> int:
         """Record a storage's birth; returns its number."""
@@ -65,6 +67,9 @@ class Trace:
     def mark(self, what: str) -> None:
         """Record the start of a phase ("phase NAME"), or "empty_cache"."""
         self.events.append(Event(-1, 0, what))
+        kind, _, name = what.partition(" ")
+        if kind == "phase":
+            self.phase = name
 
 
 class Tracker(TorchDispatchMode):
