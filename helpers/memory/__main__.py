@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 from helpers import adapters, memory, models, plots
 from helpers.memory.check import check
 from helpers.memory.predict import ATTENTIONS, DTYPES, make_plan, predict_plan
+from helpers.memory.simulate import Plan
 from helpers.quantization import QUANT_TYPES
 
 BAD_INPUT, STOPPED = 2, 130
@@ -130,6 +131,33 @@ def targets(names: list[str] | None) -> list[str] | str | None:
     return [name for word in names for name in word.split(",") if name]
 
 
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The checked plan that the options describe.
+
+    Raises:
+        ValueError: the run makes no sense.
+    """
+    plan = make_plan(
+        args.model,
+        args.method,
+        batch=args.batch,
+        seq=args.seq,
+        rank=args.rank,
+        targets=targets(args.targets),
+        virtual_tokens=args.virtual_tokens,
+        dtype=args.dtype,
+        quant_type=args.quant_type or "nf4",
+        double_quant=not args.no_double_quant,
+        optimizer=args.optimizer,
+        attention=args.attention,
+        checkpointing=args.checkpointing,
+        padded=args.padded,
+        gpu=args.gpu,
+    )
+    check(plan)
+    return plan
+
+
 def predicted(args: argparse.Namespace) -> memory.Prediction:
     """The prediction that was asked for.
 
@@ -137,25 +165,7 @@ def predicted(args: argparse.Namespace) -> memory.Prediction:
         ValueError: the run makes no sense or cannot be simulated.
     """
     try:
-        plan = make_plan(
-            args.model,
-            args.method,
-            batch=args.batch,
-            seq=args.seq,
-            rank=args.rank,
-            targets=targets(args.targets),
-            virtual_tokens=args.virtual_tokens,
-            dtype=args.dtype,
-            quant_type=args.quant_type or "nf4",
-            double_quant=not args.no_double_quant,
-            optimizer=args.optimizer,
-            attention=args.attention,
-            checkpointing=args.checkpointing,
-            padded=args.padded,
-            gpu=args.gpu,
-        )
-        check(plan)
-        return predict_plan(plan, exact=not args.fast)
+        return predict_plan(plan_of(args), exact=not args.fast)
     except ValueError as error:
         if "specify `target_modules`" not in str(error):  # peft's own sentence
             raise
