@@ -5,6 +5,7 @@ names the rule that was broken and the values that broke it.
 """
 
 from .exercises import Broken, Passed, lora_layer, targets, trainable_parameters
+from .of_memory import four_bit_bytes, peak_bytes
 from .of_ranks import adapter_size, lora_ranks
 from .of_training import early_stopping, group_loss
 from .this_machine import Machine, look, machine
@@ -15,11 +16,13 @@ __all__ = [
     "Passed",
     "adapter_size",
     "early_stopping",
+    "four_bit_bytes",
     "group_loss",
     "look",
     "lora_layer",
     "lora_ranks",
     "machine",
+    "peak_bytes",
     "targets",
     "trainable_parameters",
 ]

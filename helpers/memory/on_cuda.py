@@ -19,7 +19,7 @@ from pathlib import Path
 
 import bitsandbytes
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -86,10 +86,11 @@ def measure_on_cuda(plan: Plan) -> tuple[int, int]:
     nothing of the building is counted.
     """
     gc.collect()
+    torch.cuda.empty_cache()  # or the model moves into the segments of the run before
     with torch.device("cuda"):
         model = build.base(plan.config, plan.dtype, plan.attention)
         model.config.use_cache = plan.use_cache
-        batch = fake_batch(plan.config, model, plan.batch, plan.seq, padded=plan.padded)
+        batch = _batch(plan, model)
         model = _prepared(model, plan)
     torch.cuda.empty_cache()
     optimizer = _optimizer(plan.optimizer, model)
@@ -103,6 +104,14 @@ def measure_on_cuda(plan: Plan) -> tuple[int, int]:
         del output
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+
+def _batch(plan: Plan, model: PreTrainedModel) -> dict[str, Tensor]:
+    """A padded batch pads one token: transformers drops a mask in which nothing is masked."""
+    batch = fake_batch(plan.config, model, plan.batch, plan.seq, padded=plan.padded)
+    if plan.padded:
+        batch["attention_mask"][0, -1] = 0
+    return batch
 
 
 def _prepared(model: PreTrainedModel, plan: Plan) -> nn.Module:
@@ -173,7 +182,14 @@ def main(words: list[str] | None = None) -> int:
         return 2
     every = words == ["--all"]
     for chosen in tqdm(CONFIGURATIONS if every else (words,), unit="run", disable=not every):
-        row = compare(list(chosen), card)
+        try:
+            row = compare(list(chosen), card)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        except torch.OutOfMemoryError:  # building, or a wrong prediction: the others still run
+            print(f"{' '.join(chosen)}: out of memory on {card.name}, left out")
+            continue
         if row is None:
             print(f"{' '.join(chosen)}: predicted not to fit on {card.name}, left out")
             continue

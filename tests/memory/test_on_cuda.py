@@ -7,6 +7,7 @@ import dataclasses
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from helpers.memory import GPUS, on_cuda, predict
 from helpers.memory.__main__ import parse, plan_of
@@ -58,3 +59,28 @@ def test_a_small_configuration_on_the_card():
 
 def test_a_prediction_names_its_card():
     assert predict("gpt2", batch=1, seq=16, gpu="t4", exact=False).plan.gpu is GPUS["t4"]
+
+
+def test_a_padded_batch_keeps_its_mask():
+    plan = plan_of(parse(["gpt2", "--method", "lora", "--batch", "2", "--seq", "8", "--padded"]))
+    mask = on_cuda._batch(plan, nn.Linear(1, 1))["attention_mask"]
+    assert mask.sum() == 15
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), None])
+def test_a_run_that_fails_does_not_end_the_others(monkeypatch, capsys, error):
+    def measured(plan):
+        if error is not None:
+            raise error
+        return 1, 1
+
+    monkeypatch.setattr(on_cuda, "this_card", lambda: GPUS["t4"])
+    monkeypatch.setattr(on_cuda, "measure_on_cuda", measured)
+    assert on_cuda.main(["gpt2", "--method", "lora", "--batch", "1", "--seq", "16"]) == 0
+    assert ("out of memory on t4, left out" in capsys.readouterr().out) == (error is not None)
+
+
+def test_an_unknown_method_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(on_cuda, "this_card", lambda: GPUS["t4"])
+    assert on_cuda.main(["gpt2", "--method", "lorra"]) == 2
+    assert "did you mean 'lora'" in capsys.readouterr().err
