@@ -139,7 +139,7 @@ def _finish(
         row = {**settings, "seed": seed, **measured}
         row |= {"seconds": round(time.perf_counter() - began, 1), "processor": processor()}
         row |= {package: version(package) for package in VERSIONS}
-        _append(path, study.columns, row)
+        append(path, study.columns, row)
         left = (time.perf_counter() - start) / (i + 1) * (len(todo) - i - 1)
         report(
             f"[{i + 1}/{len(todo)}] {settings} seed {seed}: {measured} · {left / 60:.0f} min left"
@@ -170,7 +170,7 @@ def _finished(path: Path, study: Study) -> Iterator[tuple[str, ...]]:
         yield (*_key(study, row), row["seed"])
 
 
-def _append(path: Path, columns: list[str], row: dict) -> None:
+def append(path: Path, columns: list[str], row: dict) -> None:
     """Write one whole row (and the header, when the file is new) and force it to the disk."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")

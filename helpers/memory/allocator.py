@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, field
 
-KIB, MIB = 1024, 1024**2
+MIB = 1024**2
 ROUND = 512  # every request is rounded up to this many bytes
 SMALL = MIB  # requests up to this size live in the small pool
 SMALL_SEGMENT = 2 * MIB

@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-HEADS = ("lm_head", "classifier", "score", "qa_outputs")
+from helpers.quantization import HEADS
+
 _AUTO = (
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,

@@ -9,13 +9,10 @@ appends a row for each to data/results/memory_on_cuda.csv.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gc
-import os
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import bitsandbytes
 import torch
@@ -25,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from helpers import assets
+from helpers.experiments.study import append
 from helpers.memory import build
 from helpers.memory.__main__ import parse, plan_of
 from helpers.memory.gpus import GIB, Gpu
@@ -157,18 +155,6 @@ def compare(words: list[str], card: Gpu) -> dict[str, object] | None:
     }
 
 
-def append(row: dict[str, object], path: Path = STORED) -> None:
-    """Write one whole row (and the header, when the file is new) and force it to the disk."""
-    new = not path.exists()
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def main(words: list[str] | None = None) -> int:
     """Measure one configuration, or all of `CONFIGURATIONS`."""
     words = sys.argv[1:] if words is None else words
@@ -195,7 +181,7 @@ def main(words: list[str] | None = None) -> int:
             continue
         print(_line(row))
         if every:
-            append(row)
+            append(STORED, list(row), row)
     return 0
 
 

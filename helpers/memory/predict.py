@@ -111,7 +111,7 @@ def predict(
         gpu: a card of `GPUS`; decides which kernels run.
         exact: simulate every layer (7B: seconds; 65B: a quarter of a minute). Otherwise extrapolate
             from 3 and 5 layers: allocated bytes agree within about a per cent; reserved ones are
-            rough (seen: up to 40 % more), since blocks of few layers fit otherwise.
+            rough (seen: 9 % less to 2 % more), since blocks of few layers fit otherwise.
 
     Raises:
         ValueError: an unknown name or a number that makes no sense; says what would do.

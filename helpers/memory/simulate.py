@@ -137,13 +137,11 @@ def _loaded(plan: Plan, tracker: Tracker) -> nn.Module:
         )
     if four_bit and plan.loading == "installed":  # prepare_model_for_kbit_training ends with it
         tracker.trace.mark("empty_cache")
-    tracker.claim(build.buffers_on_the_host(model), "host")
     for name, param in model.named_parameters():
         if plan.frozen and plan.frozen in name:
             param.requires_grad = False
-    host = {id(buffer) for buffer in build.buffers_on_the_host(model)}
-    on_card = (buffer for buffer in model.buffers() if id(buffer) not in host)
-    tracker.claim((*model.parameters(), *on_card), "weights")
+    tracker.claim((*model.parameters(), *model.buffers()), "weights")
+    tracker.claim(build.buffers_on_the_host(model), "host")
     if isinstance(model, PeftModel):
         tracker.claim((p for p in model.parameters() if p.requires_grad), "adapters")
     return model

@@ -46,7 +46,8 @@ def test_help_needs_no_card(capsys):
 def test_rows_are_appended_whole(tmp_path):
     path = tmp_path / "rows.csv"
     for number in (1, 2):
-        on_cuda.append({"configuration": f"run, {number}", "measured_allocated": number}, path)
+        row = {"configuration": f"run, {number}", "measured_allocated": number}
+        on_cuda.append(path, list(row), row)
     assert pd.read_csv(path).measured_allocated.tolist() == [1, 2]
 
 
