@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from helpers.experiments import (
+    dora,
     duration,
     full_vs_lora,
     learning_rates,
@@ -32,6 +33,8 @@ STUDIES = {
         texts.STUDY,
         targets.STUDY,
         towers.STUDY,
+        dora.RATES,
+        dora.BY_TASK,
     )
 }
 

@@ -144,10 +144,12 @@ def fine_tune(
     seed: int,
     label: str,
     first_rows: int | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> training.History:
     """The run that every study shares: the task's steps, `BATCH` rows a step, a short warm-up.
 
-    ``first_rows`` trains on that many rows only, chosen by the seed.
+    ``first_rows`` trains on that many rows only, chosen by the seed; ``watch`` is called after
+    every step with the number of steps done.
     """
     chosen = rows(name)["train"]
     if first_rows is not None:
@@ -158,5 +160,6 @@ def fine_tune(
         steps=TASKS[name].steps,
         learning_rate=learning_rate,
         warmup_steps=5,
+        watch=watch,
         label=label,
     )

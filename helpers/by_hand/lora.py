@@ -1,4 +1,4 @@
-"""The methods in a few readable lines, as the lessons write them before they call peft."""
+"""LoRA by hand: a frozen linear layer and a trainable product of two thin matrices."""
 
 from __future__ import annotations
 
