@@ -1,7 +1,7 @@
 """Where the bytes of a training step go: measured on this machine, predicted for any card."""
 
 from ._quiet import quiet
-from .counts import four_bit_bytes, kept_per_token, saved_storages
+from .counts import four_bit_bytes
 from .fit import cards_that_fit, largest_batch
 from .gpus import GIB, GPUS, MIB, Gpu, gpu
 from .ledger import measure, profiler_peak
@@ -24,14 +24,12 @@ __all__ = [
     "cards_that_fit",
     "four_bit_bytes",
     "gpu",
-    "kept_per_token",
     "largest_batch",
     "measure",
     "picture",
     "predict",
     "profiler_peak",
     "quiet",
-    "saved_storages",
     "summary",
     "table",
     "verdict",

@@ -21,8 +21,8 @@ def measure(
 ) -> Replayed:
     """Two optimiser steps of a real model, the second one measured: bytes by category and phase.
 
-    An optimiser that is given changes the weights. What an operator takes inside itself and gives
-    back before it returns is not seen.
+    An optimiser that is given changes the weights, and AdaLoRA's scores of importance move. What
+    an operator takes inside itself and gives back before it returns is not seen.
 
     Args:
         model: takes the batch and returns an output with a loss.

@@ -22,7 +22,7 @@ from helpers.memory import build, optimizers
 from helpers.memory.cuda_like import Extra, cuda_like
 from helpers.memory.gpus import Gpu
 from helpers.memory.inputs import fake_batch
-from helpers.memory.step import step, update, watch_gradients
+from helpers.memory.step import score_ranks, step, update, watch_gradients
 from helpers.memory.tracker import Trace, Tracker
 
 _ADAM = importlib.import_module("torch.optim.adam")  # hidden from torch.optim
@@ -127,6 +127,7 @@ def _loaded(plan: Plan, tracker: Tracker) -> nn.Module:
     model = build.base(copy.deepcopy(plan.config), plan.dtype, plan.attention)
     model.config.use_cache = plan.use_cache
     four_bit = plan.quant_type is not None
+    model.is_loaded_in_4bit = four_bit  # peft chooses its layers by it
     _load(model, plan, tracker)
     with tracker:
         model = build.adapted(
@@ -187,6 +188,7 @@ def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tra
                 param.grad = torch.empty_like(param)
                 tracker.claim([param.grad], "gradients")
         update(optimizer, tracker)
+        score_ranks(model, tracker)
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ def step(
     outputs[0].loss.backward()
     record.mark("phase optimizer")
     update(optimizer, tracker)
+    score_ranks(model, tracker)
 
 
 def update(optimizer: torch.optim.Optimizer, tracker: Tracker) -> None:
@@ -53,6 +54,22 @@ def update(optimizer: torch.optim.Optimizer, tracker: Tracker) -> None:
         tensors = [t for t in state.values() if isinstance(t, Tensor)]
         tracker.claim((t for t in tensors if t.dim()), "optimizer state")
         tracker.claim((t for t in tensors if not t.dim()), "host")  # AdamW counts there
+
+
+def score_ranks(model: nn.Module, tracker: Tracker) -> None:
+    """AdaLoRA's importance scores, three numbers for each one it trains; nothing for others.
+
+    Step 0 of its schedule scores and never prunes.
+
+    Source: peft, ``AdaLoraModel.update_and_allocate``, to be called after each optimiser step.
+    """
+    tuner = getattr(model, "base_model", None)
+    if not hasattr(tuner, "update_and_allocate"):
+        return
+    tuner.update_and_allocate(0)
+    scores = tuner.rankallocator
+    for kind in (scores.ipt, scores.exp_avg_ipt, scores.exp_avg_unc):
+        tracker.claim(kind.values(), "optimizer state")
 
 
 def _precision(dtype: torch.dtype | None) -> contextlib.AbstractContextManager:

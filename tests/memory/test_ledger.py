@@ -5,7 +5,7 @@ from __future__ import annotations
 import bitsandbytes
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import AdaLoraConfig, LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -109,3 +109,14 @@ def test_categories_by_hand():
     categories = found.phases["optimizer"].categories
     assert categories["gradients"] == weights
     assert categories["optimizer state"] == 2 * weights
+
+
+def test_adalora_keeps_three_scores_for_each_number_of_its_matrices():
+    config = AdaLoraConfig(total_step=100, tfinal=10, target_modules=["q_proj"])
+    model = get_peft_model(base(four_bit=False), config).train()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    scored = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    before = [p.detach().clone() for p in model.parameters()]
+    found = ledger.measure(model, batch()).phases["optimizer"].categories
+    assert found["optimizer state"] == pytest.approx(4 * (2 * trained + 3 * scored), rel=0.01)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

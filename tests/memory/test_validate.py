@@ -51,7 +51,7 @@ def test_at_least_95_per_cent_of_the_l40s_rows_are_predicted_and_the_rest_says_w
 
 def test_the_constant_is_far_worse(table):
     found = validate.against_the_anchor(table)
-    assert found.loc["mean", "prediction"] < found.loc["mean", "constant"] / 5
+    assert found.loc["mean", "prediction"] <= 0.1 < found.loc["mean", "constant"]
     assert found.loc["median", "prediction"] < 0.1
 
 
