@@ -1,6 +1,9 @@
-"""What training added to a weight: the size of LoRA's update and the rank it really uses."""
+"""What training did to a weight: the size of LoRA's update, the rank it uses, length and turn."""
 
 from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -51,6 +54,54 @@ def singular_values(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
     """
     rank = layer.r[adapter]
     return torch.linalg.svdvals(update(layer, adapter))[:rank]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a weight moved, as a mean over its outputs.
+
+    magnitude: change of a row's length, in the weight's own unit, whether longer or shorter;
+    direction: 1 - cosine between a row before and after, from 0 (same) to 2 (opposite).
+    """
+
+    magnitude: float
+    direction: float
+
+
+def magnitude_and_direction(before: torch.Tensor, after: torch.Tensor) -> Change:
+    """By how much a weight's rows changed in length, and by how much they turned.
+
+    Weights are (out, in) as in nn.Linear; a row holds the weights of one output over all its
+    inputs. That is what peft's DoRA scales. The paper writes weights as (in, out) and so says
+    "column" for the same numbers.
+
+    Raises:
+        ValueError: the two are not matrices of one shape, or a row is zero and has no direction.
+
+    Source: Liu et al., "DoRA" (2024), equations 3 and 4.
+    Taught in: notebook 04, section 2.
+    """
+    if before.shape != after.shape or before.ndim != 2:
+        raise ValueError(
+            f"a weight before and after is two matrices of one shape (out, in), not "
+            f"{tuple(before.shape)} and {tuple(after.shape)}"
+        )
+    before, after = before.detach().double(), after.detach().double()
+    short, long = before.norm(dim=1), after.norm(dim=1)
+    if not (short.all() and long.all()):
+        raise ValueError("a row of zeros has no direction; leave that output out")
+    cosine = (before * after).sum(1) / (short * long)
+    return Change((long - short).abs().mean().item(), (1 - cosine).mean().item())
+
+
+def merged_weight(layer: LoraLayer) -> torch.Tensor:
+    """The weight (out, in) that peft would merge LoRA or DoRA into; the layer stays as it is.
+
+    Taught in: notebook 04, section 2.
+    """
+    copied = copy.deepcopy(layer)
+    copied.merge()
+    return copied.get_base_layer().weight.detach()
 
 
 def table(model: PeftModel, adapter: str = "default") -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """Adapters: method name to configuration, what matches, what trains, what will be saved."""
 
+from .adalora import AllocateRanks, live_ranks, rank_budget
 from .budget import config_for_budget
 from .doctor import Finding, Report, inspect
+from .inference import AtInference, at_inference, cache_bytes_per_token
 from .matching import Match, match
 from .methods import DEFAULT_RANK, DEFAULT_VIRTUAL_TOKENS, METHODS, config
 from .sizes import Count, count, saved_bytes
@@ -10,14 +12,20 @@ __all__ = [
     "DEFAULT_RANK",
     "DEFAULT_VIRTUAL_TOKENS",
     "METHODS",
+    "AllocateRanks",
+    "AtInference",
     "Count",
     "Finding",
     "Match",
     "Report",
+    "at_inference",
+    "cache_bytes_per_token",
     "config",
     "config_for_budget",
     "count",
     "inspect",
+    "live_ranks",
     "match",
+    "rank_budget",
     "saved_bytes",
 ]

@@ -24,7 +24,7 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int = 8, alpha: float = 16.0) -> None:
         super().__init__()
-        _check_base(base)
+        _check_base(base, type(self).__name__)
         _check_rank(rank, base)
         weight = base.weight
         self.base = base.requires_grad_(False)
@@ -50,15 +50,15 @@ class LoRALinear(nn.Module):
         return merged
 
 
-def _check_base(base: nn.Module) -> None:
+def _check_base(base: nn.Module, wrapper: str) -> None:
     if not isinstance(base, nn.Linear):
         raise TypeError(
-            f"LoRALinear wraps a torch.nn.Linear, but was given {type(base).__name__}; "
+            f"{wrapper} wraps a torch.nn.Linear, but was given {type(base).__name__}; "
             "peft.LoraConfig also handles Conv1D, Embedding and convolutions."
         )
     if not base.weight.is_floating_point():
         raise TypeError(
-            f"LoRALinear adds to floating-point weights, but this layer's are {base.weight.dtype}; "
+            f"{wrapper} adds to floating-point weights, but this layer's are {base.weight.dtype}; "
             "use peft, which dequantises the base on the fly."
         )
 

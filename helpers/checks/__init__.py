@@ -6,8 +6,10 @@ names the rule that was broken and the values that broke it.
 
 from .exercises import Broken, Passed, lora_layer, targets, trainable_parameters
 from .of_memory import four_bit_bytes, peak_bytes
+from .of_prompts import cache_bytes, merged_input, prompt_loss
 from .of_ranks import adapter_size, lora_ranks
 from .of_training import early_stopping, group_loss
+from .of_variants import dora_weight, rank_schedule, replication_ranges
 from .this_machine import Machine, look, machine
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "Machine",
     "Passed",
     "adapter_size",
+    "cache_bytes",
+    "dora_weight",
     "early_stopping",
     "four_bit_bytes",
     "group_loss",
@@ -22,7 +26,11 @@ __all__ = [
     "lora_layer",
     "lora_ranks",
     "machine",
+    "merged_input",
     "peak_bytes",
+    "prompt_loss",
+    "rank_schedule",
+    "replication_ranges",
     "targets",
     "trainable_parameters",
 ]

@@ -11,11 +11,16 @@ import sys
 from collections.abc import Sequence
 
 from helpers.experiments import (
+    adalora,
     dora,
+    dora_speed,
     duration,
     full_vs_lora,
     learning_rates,
+    magnitude_direction,
     ranks,
+    replication,
+    soft_prompts,
     targets,
     texts,
     towers,
@@ -35,6 +40,12 @@ STUDIES = {
         towers.STUDY,
         dora.RATES,
         dora.BY_TASK,
+        magnitude_direction.STUDY,
+        dora_speed.STUDY,
+        adalora.STUDY,
+        soft_prompts.STUDY,
+        soft_prompts.ENCODER,
+        replication.STUDY,
     )
 }
 

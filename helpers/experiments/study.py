@@ -34,9 +34,10 @@ class Study:
         metrics: the columns that :attr:`run` measures.
         run: ``run(settings, seed) -> metrics``.
         tuned: a setting, such as the learning rate, whose value each arm chooses on the first
-            seed; the other seeds run the chosen value only. None runs every value with every seed.
+            seeds; later seeds run the chosen value only. None runs every value with every seed.
         tuned_by: the metric that chooses, smallest first, such as a validation loss.
         seeds: how many seeds the stored table has, 0 and up.
+        explored: how many seeds run every value of the tuned setting; their mean chooses.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Study:
     tuned: str | None = None
     tuned_by: str = "validation_loss"
     seeds: int = 3
+    explored: int = 1
 
     @property
     def columns(self) -> list[str]:
@@ -92,15 +94,16 @@ def run_study(
 ) -> pd.DataFrame:
     """Run what is missing, append a row for each finished run, return the whole table.
 
-    Where the study tunes a setting, the first seed runs all its values and the others the best.
+    Where the study tunes a setting, the first seeds run all its values and the others the best.
     """
     path = folder / f"{study.name}.csv"
     folder.mkdir(parents=True, exist_ok=True)
-    first, *others = seeds
-    _finish(study, [(s, first) for s in study.settings], path, report)
+    seeds = list(seeds)
+    first, others = seeds[: study.explored], seeds[study.explored :]
+    _finish(study, [(s, seed) for seed in first for s in study.settings], path, report)
     chosen = list(study.settings)
     if study.tuned and others:
-        best = tuned(study, results(study.name, folder).query("seed == @first"))
+        best = tuned(study, results(study.name, folder).query("seed in @first"))
         chosen = [s for s in chosen if _key(study, s) in best]
     _finish(study, [(s, seed) for seed in others for s in chosen], path, report)
     return results(study.name, folder)
@@ -114,9 +117,10 @@ def set_aside(study: Study, folder: Path = RESULTS) -> None:
 
 
 def tuned(study: Study, rows: pd.DataFrame) -> set[tuple[str, ...]]:
-    """The keys of the settings that each arm chose: the smallest `tuned_by` among ``rows``."""
+    """The keys of the settings that each arm chose: the smallest mean `tuned_by` in ``rows``."""
     arms = [name for name in study.settings[0] if name != study.tuned]
-    best = lowest(rows, by=arms, metric=study.tuned_by)
+    means = rows.groupby(list(study.settings[0]), as_index=False)[study.tuned_by].mean()
+    best = lowest(means, by=arms, metric=study.tuned_by)
     return {_key(study, row) for row in best.to_dict("records")}
 
 

@@ -198,8 +198,8 @@ def cuda_like(gpu: Gpu, *, repeat_heads: bool) -> Iterator[None]:
         mock.patch.object(functional, "softmax", _softmax),
         mock.patch.object(functional, "dropout", _dropout),
         mock.patch.object(torch, "sparse_coo_tensor", _dense_instead),
-        # PyTorch's own rules for tensors without data know of CUDA, where an SVD's third factor lies
-        # in rows: the first rows of it are then a view that keeps the whole factor alive.
+        # PyTorch's own rules for tensors without data know of CUDA: there an SVD's third factor
+        # lies in rows, and the first rows of it are a view that keeps the whole factor alive.
         mock.patch.object(_meta_registrations, "device_hint", lambda _: "cuda"),
     ):
         yield

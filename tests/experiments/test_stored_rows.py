@@ -3,7 +3,18 @@
 import pandas as pd
 import pytest
 
-from helpers.experiments import learning_rates, ranks, targets, texts
+from helpers.experiments import (
+    adalora,
+    dora,
+    dora_speed,
+    learning_rates,
+    magnitude_direction,
+    ranks,
+    replication,
+    soft_prompts,
+    targets,
+    texts,
+)
 from helpers.experiments.study import Study, results, tuned
 
 # Sums run in another order on another processor, and forty steps carry that on: a run is the same
@@ -38,7 +49,21 @@ def test_a_row_is_measured_again(study, settings):
 
 @pytest.mark.parametrize(
     "study",
-    [learning_rates.STUDY, ranks.BY_TASK, ranks.BY_SIZE, targets.STUDY, texts.STUDY],
+    [
+        learning_rates.STUDY,
+        ranks.BY_TASK,
+        ranks.BY_SIZE,
+        targets.STUDY,
+        texts.STUDY,
+        dora.RATES,
+        dora.BY_TASK,
+        dora_speed.STUDY,
+        magnitude_direction.STUDY,
+        adalora.STUDY,
+        replication.STUDY,
+        soft_prompts.STUDY,
+        soft_prompts.ENCODER,
+    ],
     ids=lambda study: study.name,
 )
 def test_a_stored_table_is_whole(study):
@@ -46,11 +71,14 @@ def test_a_stored_table_is_whole(study):
     assert list(stored.columns) == study.columns
     keys = [tuple(str(v) for v in values) for values in stored[list(study.settings[0])].values]
     every = {tuple(str(v) for v in settings.values()) for settings in study.settings}
-    first = {key for key, seed in zip(keys, stored["seed"], strict=True) if seed == 0}
-    assert first == every
-    wanted = tuned(study, stored.query("seed == 0")) if study.tuned else every
-    for other in range(1, study.seeds):
-        assert {k for k, seed in zip(keys, stored["seed"], strict=True) if seed == other} == wanted
+    found = {
+        seed: {key for key, of in zip(keys, stored["seed"], strict=True) if of == seed}
+        for seed in range(study.seeds)
+    }
+    first = range(study.explored)
+    wanted = tuned(study, stored.query("seed in @first")) if study.tuned else every
+    for seed, ran in found.items():
+        assert ran == (every if seed in first else wanted)
     assert not stored.duplicated([*study.settings[0], "seed"]).any()
 
 
