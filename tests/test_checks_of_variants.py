@@ -67,39 +67,6 @@ def test_parts_of_a_rank_are_named():
         checks.rank_schedule(lambda *given: round(unrounded(*given)))
 
 
-def ranges(layers, wanted):
-    first = (wanted + 1) // 2
-    return [[0, first], [layers - (wanted - first), layers]]
-
-
-@pytest.mark.parametrize("answer", [ranges, lambda n, m: [(0, m // 2), (n - m + m // 2, n)]])
-def test_ranges_that_reach_the_depth_pass(answer):
-    assert "5 models" in checks.replication_ranges(answer)
-
-
-@pytest.mark.parametrize(
-    ("answer", "rule", "says"),
-    [
-        (
-            lambda n, m: [[0, m // 2 - 1], [n - m + m // 2 + 1, n]],
-            "number of layers",
-            "make 46; a range stops before its second number",
-        ),
-        (lambda n, m: [[0, n]], "number of layers", "make 32$"),
-        (lambda n, m: [[0, n], [0, m - n]], "both ends", "from layer 0 and up to layer 31"),
-        (lambda n, m: [[0, n - 1], [n - 1, n], [2 * n - m, n]], "both ends", "not two ranges"),
-        (lambda n, m: [[0, n], [2 * n - m, n]], "equal halves", "hold 32 and 16 layers"),
-        (lambda n, m: [[0, m], [0, n]], "ranges", r"\[0, 48\] leaves a model of 32 layers"),
-        (lambda n, m: [[n, 0]], "ranges", "holds no layer"),
-        (lambda n, m: None, "ranges", "raises TypeError"),
-    ],
-)
-def test_other_ranges_are_named(answer, rule, says):
-    with pytest.raises(checks.Broken, match=says) as caught:
-        checks.replication_ranges(answer)
-    assert caught.value.rule == rule
-
-
 def rows_to(length, matrix):
     return length.unsqueeze(1) * matrix / matrix.norm(dim=1, keepdim=True)
 

@@ -9,6 +9,7 @@ from helpers.by_hand.soft_prompts import (
     PTuning,
     PTuningV2,
     embed,
+    prefill,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "add_ia3",
     "embed",
     "merge_ia3",
+    "prefill",
 ]

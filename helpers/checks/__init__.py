@@ -9,7 +9,7 @@ from .of_memory import four_bit_bytes, peak_bytes
 from .of_prompts import cache_bytes, merged_input, prompt_loss
 from .of_ranks import adapter_size, lora_ranks
 from .of_training import early_stopping, group_loss
-from .of_variants import dora_weight, rank_schedule, replication_ranges
+from .of_variants import dora_weight, rank_schedule
 from .this_machine import Machine, look, machine
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "peak_bytes",
     "prompt_loss",
     "rank_schedule",
-    "replication_ranges",
     "targets",
     "trainable_parameters",
 ]

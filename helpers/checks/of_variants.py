@@ -1,6 +1,6 @@
-"""Checks for the exercises on LoRA's variants: DoRA, AdaLoRA's schedule, layer replication."""
+"""Checks for the exercises on LoRA's variants: DoRA and AdaLoRA's schedule."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -8,7 +8,6 @@ from peft import AdaLoraConfig
 from torch import Tensor, nn
 
 from helpers import adapters
-from helpers.adapters import replication
 from helpers.by_hand import DoRALinear
 
 from .exercises import Broken, Passed, running
@@ -91,46 +90,6 @@ def _schedule_slip(found: list, given: tuple[int, ...]) -> str:
         if found == [slip(step) for step in range(len(found))]:
             return f": {why}"
     return ""
-
-
-# layers of the model, layers wanted
-DEPTHS = ((32, 48), (30, 45), (5, 7), (4, 8), (10, 11))
-
-
-def replication_ranges(answer: Callable[[int, int], Sequence[Sequence[int]]]) -> Passed:
-    """Checks `answer(layers, wanted)`: the two ranges that stack a model to more layers.
-
-    The first range starts at the first layer, the second ends behind the last, and they are
-    equally long, or differ by one layer where the sum is odd.
-
-    Raises:
-        Broken: ranges, number of layers, both ends, or equal halves, with the depth that shows it.
-
-    Source: Kim et al. 2023, "SOLAR 10.7B", section 2. Taught in: notebook 04, exercise on
-    replication
-    """
-    for count, wanted in DEPTHS:
-        given = f"{count} layers to {wanted}"
-        with running("ranges", f"the function, called with {count} and {wanted},"):
-            ranges = [list(pair) for pair in answer(count, wanted)]
-        try:
-            found = replication.layers(ranges, count)
-        except ValueError as error:
-            raise Broken("ranges", f"{given}, {ranges}: {error}") from error
-        if len(found) != wanted:
-            why = f"{given}: {ranges} make {len(found)}{_depth_slip(len(found), wanted)}"
-            raise Broken("number of layers", why)
-        if len(ranges) != 2 or found[0] != 0 or found[-1] != count - 1:
-            why = f"{given}: {ranges} are not two ranges from layer 0 and up to layer {count - 1}"
-            raise Broken("both ends", why)
-        first, second = (end - start for start, end in ranges)
-        if abs(first - second) > 1:
-            raise Broken("equal halves", f"{given}: {ranges} hold {first} and {second} layers")
-    return Passed(f"passed: {len(DEPTHS)} models reach their depth")
-
-
-def _depth_slip(found: int, wanted: int) -> str:
-    return "; a range stops before its second number" if found == wanted - 2 else ""
 
 
 Merge = Callable[[Tensor, Tensor, Tensor, float, Tensor], Tensor]

@@ -98,5 +98,5 @@ STUDY = Study(
     ),
     metrics=("ratio", "control", "lora_seconds"),
     run=run,
-    seeds=5,
+    seeds=3,
 )

@@ -2,8 +2,9 @@
 
 Equal for all arms: the steps, the batches and their order, fp32; all soft prompts have 16 virtual
 tokens. Each method has its own grid of learning rates and chooses on the validation rows of the
-first seed. Three controls train nothing: the model as it is, a random prompt, and the words that
-"prompt from text" starts from.
+first seed. The arms "from text" start as the words of `TEXT`: as their embeddings before the input,
+or as the keys and values that the model itself computes for them. Three controls train nothing: the
+model as it is, a random prompt, and those words.
 
 `ENCODER` repeats it with MiniLM on movie reviews, where the head is trained in every arm and the
 control trains the head alone.
@@ -15,7 +16,12 @@ from functools import cache
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    PeftConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    initialize_kv_prefix_from_text,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForTokenClassification
 
 from helpers import adapters, data, models, training
@@ -27,20 +33,21 @@ STEPS, BATCH = 20, 4
 TEXT = "Answer the question with a name, a number or a few words, nothing else"
 CONTROLS = {"untrained": None, "random prompt": "prompt", "words alone": "prompt from text"}
 GRID = {
-    "prompt": (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-    "prompt from text": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    "prompt": (1e-2, 3e-2, 1e-1, 3e-1),
+    "prompt from text": (3e-3, 1e-2, 3e-2, 1e-1),
     "p-tuning": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "prefix": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-    "p-tuning-v2": (1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    "p-tuning-v2": (1e-2, 3e-2, 1e-1, 3e-1),
+    "p-tuning-v2 from text": (3e-3, 1e-2, 3e-2, 1e-1),
     "ia3": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-    "lora": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
+    "lora": (1e-3, 2e-3, 4e-3),
 }
 
 
 def config(method: str) -> PeftConfig:
     """The peft configuration of an arm."""
     if method != "prompt from text":
-        return adapters.config(method, task_type="CAUSAL_LM")
+        return adapters.config(method.removesuffix(" from text"), task_type="CAUSAL_LM")
     return PromptTuningConfig(
         task_type="CAUSAL_LM",
         num_virtual_tokens=adapters.DEFAULT_VIRTUAL_TOKENS,
@@ -54,7 +61,12 @@ def adapted(method: str) -> torch.nn.Module:
     """SmolLM2 with the method of an arm, or with the untrained prompt of a control."""
     base = AutoModelForCausalLM.from_pretrained(models.path("smollm2"))
     method = CONTROLS.get(method, method)
-    return base if method is None else get_peft_model(base, config(method))
+    if method is None:
+        return base
+    model = get_peft_model(base, config(method))
+    if method == "p-tuning-v2 from text":
+        initialize_kv_prefix_from_text(model, tokenizer(), text=TEXT, use_chat_template=False)
+    return model
 
 
 def trained(method: str, learning_rate: float, seed: int) -> torch.nn.Module:

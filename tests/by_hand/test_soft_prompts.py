@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import get_peft_model, initialize_kv_prefix_from_text
 from torch import nn
 
 from helpers import adapters, models
-from helpers.by_hand import PrefixTuning, PromptTuning, PTuning, PTuningV2, embed
+from helpers.by_hand import PrefixTuning, PromptTuning, PTuning, PTuningV2, embed, prefill
 
 TOKENS = 5
 IDS = torch.arange(3, 19).reshape(2, 8)
@@ -137,15 +137,31 @@ def test_a_prompt_of_words_is_the_text_itself() -> None:
     torch.testing.assert_close(mine(IDS[:1]).logits, base(text).logits, **EXACT)
 
 
+@torch.no_grad()
 def test_a_prefix_made_of_words_is_the_text_itself() -> None:
-    base = tiny_llama()
-    words = torch.tensor([[7, 8, 9, 10, 11]])
+    base, words = tiny_llama(), [7, 8, 9, 10, 11]
     mine = PTuningV2(base, TOKENS)
-    pairs = [(layer.keys, layer.values) for layer in base(words).past_key_values.layers]
-    flat = [part[0].transpose(0, 1).flatten(1) for pair in pairs for part in pair]
-    mine.embedding.data = torch.cat(flat, dim=1)
-    whole = base(torch.cat([words, IDS[:1]], dim=1)).logits[:, TOKENS:]
+    mine.embedding.copy_(prefill(base, words))
+    whole = base(torch.tensor([[*words, *IDS[0]]])).logits[:, TOKENS:]
     torch.testing.assert_close(mine(IDS[:1]).logits, whole, **EXACT)
+    mine.embedding.copy_(prefill(base, words[::-1]))
+    assert not torch.allclose(mine(IDS[:1]).logits, whole, rtol=0, atol=1e-6)
+
+
+def test_prefill_equals_peft() -> None:
+    words = [7, 8, 9, 10, 11]
+    config = adapters.config("p-tuning-v2", task_type="CAUSAL_LM", virtual_tokens=TOKENS)
+    theirs = get_peft_model(tiny_llama(), config)
+
+    def tokenizer(text: str, **settings: object) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([[int(word) for word in text.split()]])}
+
+    text = " ".join(map(str, words))
+    initialize_kv_prefix_from_text(theirs, tokenizer, text=text, use_chat_template=False)
+    other = theirs.prompt_encoder.default.embedding.weight
+    torch.testing.assert_close(prefill(tiny_llama(), words), other.detach(), **EXACT)
+    with pytest.raises(ValueError, match="has no tokens"):
+        prefill(tiny_llama(), [])
 
 
 def test_start_from_text_is_cut_or_repeated() -> None:
