@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-_PREFIXES = ("PREFIX_TUNING", "CARTRIDGE")
+from .patient import PREFIX_TYPES
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def at_inference(model: nn.Module) -> AtInference:
     tokens = config.num_virtual_tokens if config.is_prompt_learning else 0
     return AtInference(
         positions=tokens,
-        computed=0 if config.peft_type in _PREFIXES else tokens,
+        computed=0 if config.peft_type in PREFIX_TYPES else tokens,
         cache_bytes=tokens * cache_bytes_per_token(model.get_base_model()),
         mergeable=hasattr(model.base_model, "merge_and_unload"),
     )

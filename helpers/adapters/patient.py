@@ -13,6 +13,7 @@ from .sizes import count, saved_tensors
 
 BASE = "base weights"
 PROMPT_MLP = "prompt MLP (not saved)"
+PREFIX_TYPES = ("PREFIX_TUNING", "CARTRIDGE")  # their virtual tokens live in the cache
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from .matching import close_names, own_modules
 from .methods import TASK_HEADS
 from .patient import (
     BASE,
+    PREFIX_TYPES,
     PROMPT_MLP,
     Parameter,
     Patient,
     dtype_of,
     embedding_of,
     is_quantised,
+    kind_of,
     names_of,
     size_of,
 )
@@ -288,6 +290,21 @@ def _cut_off_gradient(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _prefix_without_cache(patient: Patient) -> Iterator[Finding]:
+    """Checkpointing drops the cache, in which a prefix lives; an encoder does so without a word."""
+    prefixes = [n for n in patient.active if kind_of(patient.configs[n]) in PREFIX_TYPES]
+    if prefixes and any(
+        getattr(m, "gradient_checkpointing", False) for m in patient.model.modules()
+    ):
+        yield Finding(
+            "prefix-with-checkpointing",
+            "error",
+            f"gradient checkpointing is on, which drops the cache that holds the prefix of "
+            f"{prefixes[0]!r}: training fails, or goes on without the prefix",
+            "model.gradient_checkpointing_disable(), or a prompt or LoRA in place of the prefix",
+        )
+
+
 def _reentrant(module: nn.Module) -> bool:
     if not getattr(module, "gradient_checkpointing", False):
         return False
@@ -308,4 +325,5 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     _random_head,
     _mlp_not_saved,
     _cut_off_gradient,
+    _prefix_without_cache,
 )

@@ -1,9 +1,10 @@
 r"""How much memory a training run takes on a GPU: predicted here, without it and without weights.
 
 MODEL is a published model (--list names them), or a config.json or the folder that holds one.
+The first of these runs fits its card, as its verdict says.
 
 python -m helpers.memory llama-2-7b --method qlora --rank 16 --targets all-linear \
-    --batch 4 --seq 2048 --checkpointing --optimizer paged_adamw_8bit --dtype fp16 --gpu t4
+    --batch 2 --seq 2048 --checkpointing --optimizer paged_adamw_8bit --dtype fp16 --gpu t4
 python -m helpers.memory llama-65b --method qlora --checkpointing --gpu a6000 --fast
 python -m helpers.memory gpt2 --method prefix --virtual-tokens 20 --picture step.png
 python -m helpers.memory my-model/config.json --targets q_proj v_proj --largest-batch --json
@@ -17,6 +18,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import matplotlib.pyplot as plt
 
@@ -43,13 +45,20 @@ class _List(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (--help lists the options)\n")
+
+
 def _cards() -> list[memory.Gpu]:
     return sorted(memory.GPUS.values(), key=lambda card: card.memory)
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """The command line; an error names what is possible."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m helpers.memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -74,7 +83,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     )
     run.add_argument("--batch", type=int, default=1, help="rows of a batch; default: 1")
     run.add_argument("--seq", type=int, default=512, help="tokens of a row; default: 512")
-    run.add_argument("--dtype", default="bf16", help=f"{', '.join(DTYPES)}; default: bf16")
+    run.add_argument(
+        "--dtype",
+        default="bf16",
+        help=f"{', '.join(DTYPES)} (weights in 32 bits, products in bf16); default: bf16",
+    )
     run.add_argument("--quant-type", help=f"of qlora: {' or '.join(QUANT_TYPES)}; default: nf4")
     run.add_argument(
         "--no-double-quant", action="store_true", help="qlora without double quantisation"
@@ -89,11 +102,20 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--attention", default="sdpa", help=f"{' or '.join(ATTENTIONS)}; default: sdpa"
     )
     run.add_argument("--checkpointing", action="store_true", help="compute layers twice")
-    run.add_argument("--padded", action="store_true", help="rows of several lengths: with a mask")
+    run.add_argument(
+        "--padded",
+        action="store_true",
+        help="rows of several lengths, filled up to --seq, so that attention gets a mask",
+    )
     run.add_argument("--gpu", default="a100-80gb", help="default: a100-80gb")
 
     answer = parser.add_argument_group("the answer")
-    answer.add_argument("--fast", action="store_true", help="extrapolate from shallow models")
+    answer.add_argument(
+        "--fast",
+        action="store_true",
+        help="extrapolate from shallow models: what is allocated within about 1 %%, what is "
+        "reserved is rough",
+    )
     answer.add_argument("--largest-batch", action="store_true", help="search it, too")
     answer.add_argument("--json", action="store_true", help="bytes, for programs")
     answer.add_argument("--picture", type=Path, metavar="FILE.png", help="draw the step")
@@ -214,7 +236,9 @@ def answer(args: argparse.Namespace) -> str:
         return json.dumps(found | ({"largest_batch": largest} if args.largest_batch else {}))
     parts = [memory.summary(prediction), table_in_words(prediction)]
     if args.largest_batch:
-        parts.append(f"largest batch that fits {prediction.plan.gpu.name}: {largest}")
+        card = prediction.plan.gpu.name
+        found = f"largest batch that fits {card}: {largest}"
+        parts.append(found if largest else f"not even one row fits {card}")
     if args.picture:
         parts.append(f"picture: {args.picture}\n{memory.alt(prediction)}")
     return "\n\n".join(parts)
@@ -229,10 +253,22 @@ def table_in_words(prediction: memory.Prediction) -> str:
 
 def main(words: list[str] | None = None) -> int:
     """Predict and print; 2 for bad input, 130 when stopped."""
-    args = parse(words)
+    try:
+        try:
+            return _predict_and_print(parse(words))
+        finally:
+            sys.stdout.flush()  # here, so that a reader who has gone is noticed here
+    except BrokenPipeError:  # such as `| head`; what is still unwritten must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _predict_and_print(args: argparse.Namespace) -> int:
     try:
         with memory.quiet():
             print(answer(args))
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         print(f"python -m helpers.memory: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from helpers.models.names import letters, unknown
@@ -29,6 +30,11 @@ class Gpu:
     @property
     def flash(self) -> bool:
         """Whether PyTorch's flash attention runs on it."""
+        return self.capability >= (8, 0)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it has units for bfloat16; older cards can only emulate it."""
         return self.capability >= (8, 0)
 
     @property
@@ -70,10 +76,22 @@ def gpu(name: str) -> Gpu:
     """The card of that name; capitals, spaces and dashes do not matter.
 
     Raises:
-        ValueError: unknown name; the message gives the nearest.
+        ValueError: unknown name; the message gives the nearest, for a number the cards of about
+            so many GiB.
     """
     known = {letters(card): card for card in GPUS}
     known |= {"a100": "a100-80gb", "3090": "rtx-3090", "4090": "rtx-4090", "v100": "v100-16gb"}
     if letters(name) not in known:
+        size = re.fullmatch(r"(\d+)(gi?b?)?", letters(name))
+        near = _about(int(size[1])) if size else []
+        if near:
+            raise ValueError(
+                f"Unknown GPU {name!r}; cards of about {size[1]} GiB: {', '.join(near)}."
+            )
         raise ValueError(unknown("GPU", name, tuple(GPUS)))
     return GPUS[known[letters(name)]]
+
+
+def _about(gib: int) -> list[str]:
+    """The cards within a tenth of that size, since makers and drivers count differently."""
+    return [card.name for card in GPUS.values() if abs(card.memory / GIB - gib) <= gib / 10]

@@ -66,6 +66,22 @@ class Prediction:
         """Whether the reserved bytes fit beside CUDA's own on a card (default: the plan's)."""
         return self.reserved <= (card or self.plan.gpu).usable
 
+    @property
+    def notes(self) -> list[str]:
+        """What the bytes do not show: a dtype that the card lacks, rows beyond the positions."""
+        plan, found = self.plan, []
+        if torch.bfloat16 in (plan.dtype, plan.autocast) and not plan.gpu.bf16:
+            found.append(f"{plan.gpu.name} has no bf16 units: train with --dtype fp16")
+        text = plan.config.get_text_config()
+        limit = getattr(text, "max_position_embeddings", None) or plan.seq
+        tokens = plan.seq + (getattr(plan.adapter, "num_virtual_tokens", None) or 0)
+        if tokens > limit:
+            found.append(
+                f"rows of {tokens:,} tokens are longer than the {limit:,} positions that the "
+                "model is made for"
+            )
+        return found
+
 
 def predict(
     model: str | Path | PreTrainedConfig,
@@ -273,6 +289,8 @@ _gpu = gpu
 def model_config(model: str | Path | PreTrainedConfig) -> PreTrainedConfig:
     """The configuration that is meant by a name, a folder, a file or itself.
 
+    What was asked for becomes its `name_or_path`, as `from_pretrained` has it.
+
     Raises:
         ValueError: neither a known name nor a readable config.json.
     """
@@ -281,15 +299,34 @@ def model_config(model: str | Path | PreTrainedConfig) -> PreTrainedConfig:
     path = Path(model)
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        return models.published_config(str(model))
+        return _published(str(model))
     try:
-        return AutoConfig.for_model(**json.loads(file.read_text()))
+        config = AutoConfig.for_model(**json.loads(file.read_text()))
     except Exception as error:  # each configuration class complains in its own way
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{file} is no configuration that transformers knows: it needs a model_type such as "
             f"'llama' and shapes that fit ({reason})."
         ) from None
+    config.name_or_path = str(model)
+    return config
+
+
+def _published(name: str) -> PreTrainedConfig:
+    """A name with a slash may be an author's model or a path: only the disk tells."""
+    path = Path(name)
+    try:
+        config = models.published_config(name)
+    except ValueError as error:
+        if path.is_dir():
+            why = f"There is no config.json in the folder {name}."
+        elif path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".json":
+            why = f"There is no file {name}; give a config.json or the folder that holds one."
+        else:
+            why = f"{error} Or give the path of its config.json."
+        raise ValueError(why) from None
+    config.name_or_path = name
+    return config
 
 
 def _adapter(

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from peft import PeftConfig
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftType
+from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
 from helpers import plots
 from helpers.memory.fit import cards_that_fit
@@ -29,12 +30,15 @@ def table(prediction: Prediction) -> pd.DataFrame:
 
     Columns: GiB, share (a fraction of allocated). "rounding to blocks" is what the allocator gives
     beyond what was asked for; in an extrapolated prediction it also takes up what the lines through
-    two depths do not explain, and may then be a little below zero.
+    two depths do not explain. Where that is less than nothing, the larger of activations and
+    temporaries, which are the least certain, gives it up.
 
     Taught in: notebook 03, section 7.
     """
     sizes = {kind: prediction.categories.get(kind, 0) for kind in CATEGORIES}
-    sizes[ROUNDING] = prediction.allocated - sum(sizes.values())
+    rounding = prediction.allocated - sum(sizes.values())
+    sizes[max("activations", "temporaries", key=sizes.get)] += min(0, rounding)
+    sizes[ROUNDING] = max(0, rounding)
     sizes["allocated"] = prediction.allocated
     frame = pd.DataFrame({"GiB": pd.Series(sizes, dtype=float) / GIB})
     frame["share"] = frame["GiB"] / frame["GiB"]["allocated"]
@@ -43,6 +47,8 @@ def table(prediction: Prediction) -> pd.DataFrame:
 
 def summary(prediction: Prediction) -> str:
     """The answer in a few lines: what it takes, when it peaks, whether the card is large enough.
+
+    `Prediction.notes` follow the verdict.
 
     Taught in: notebook 03, section 7.
     """
@@ -54,6 +60,7 @@ def summary(prediction: Prediction) -> str:
         f"peak       in the {prediction.phase} phase, at {prediction.operator}",
         f"verdict    {verdict(prediction)}",
     ]
+    lines += [f"note       {note}" for note in prediction.notes]
     if prediction.paged:
         lines.append(
             f"paged      {_gib(prediction.paged)} of the optimiser's state, which CUDA moves "
@@ -87,9 +94,11 @@ def verdict(prediction: Prediction, card: Gpu | None = None) -> str:
 
 def settings_in_words(plan: Plan) -> str:
     """A run in one line."""
-    parts = [plan.config.model_type, method_name(plan)]
+    parts = [plan.config.name_or_path or plan.config.model_type, method_name(plan)]
     found = _adapter_settings(plan.adapter)
-    parts += [f"{name.replace('_', ' ')} {value}" for name, value in found.items()]
+    if "targets" not in found and (chosen := _choice_of_peft(plan)):
+        found["targets"] = f"{_listed(chosen)} (peft's choice)"
+    parts += [f"{name.replace('_', ' ')} {_listed(value)}" for name, value in found.items()]
     parts += [f"batch {plan.batch}", f"{plan.seq} tokens a row", dtype_name(plan)]
     parts += [plan.optimizer, plan.attention]
     if plan.checkpointing:
@@ -136,6 +145,19 @@ def _adapter_settings(adapter: PeftConfig | None) -> dict[str, int | str | list[
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _choice_of_peft(plan: Plan) -> list[str] | str:
+    """The targets that peft takes for the architecture if none are given."""
+    kind = getattr(plan.adapter, "peft_type", None)
+    known = getattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "target_module_mapping", {})
+    if kind == PeftType.IA3:  # its class keeps the list elsewhere
+        known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+    return known.get(plan.config.model_type, [])
+
+
+def _listed(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
 def as_dict(prediction: Prediction) -> dict:
     """A prediction for a program: all sizes in bytes as whole numbers, settings included.
 
@@ -159,6 +181,7 @@ def as_dict(prediction: Prediction) -> dict:
         },
         "card": {"name": plan.gpu.name, "memory": plan.gpu.memory, "usable": plan.gpu.usable},
         "fits": prediction.fits(),
+        "notes": prediction.notes,
         "cards_that_fit": [card.name for card in cards_that_fit(prediction)],
     }
 

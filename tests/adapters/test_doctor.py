@@ -269,6 +269,22 @@ def test_checkpointing_that_cuts_off_the_gradient(reentrant: bool, input_grads: 
     assert gradient_arrives(model) is not cut_off
 
 
+@pytest.mark.parametrize("method", ["prefix", "p-tuning-v2", "prompt", "p-tuning"])
+def test_checkpointing_that_drops_a_prefix(method: str) -> None:
+    config = adapters.config(method, task_type="SEQ_CLS")
+    model = get_peft_model(models.tiny("bert", "seq_cls"), config).train()
+    drops = "prefix-with-checkpointing"
+    assert drops not in codes(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    lost = method in ("prefix", "p-tuning-v2")
+    assert (drops in codes(model)) is lost
+    ids = torch.randint(3, 90, (2, 6))
+    model(input_ids=ids, labels=torch.tensor([0, 1])).loss.backward()
+    assert all((p.grad is None) is lost for p in model.prompt_encoder.parameters())
+    model.gradient_checkpointing_disable()
+    assert drops not in codes(model)
+
+
 # --- the report ----------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import transformers
 from peft import LoraConfig
 
 from helpers import memory, models
+from helpers.memory import predict
 
 LLAMA = "llama-3.2-3b"
 WEIGHTS = 3_212_749_824  # parameters, the tied head counted once
@@ -124,6 +125,27 @@ def test_a_configuration_of_peft_a_folder_and_a_file_are_understood(tmp_path):
     assert len(set(by)) == 1
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "mixed"])
+def test_a_card_without_bf16_units_is_noted(dtype):
+    old, new = (
+        memory.predict(models.tiny("llama").config, batch=1, seq=8, dtype=dtype, gpu=card)
+        for card in ("t4", "a100-80gb")
+    )
+    said = ["t4 has no bf16 units: train with --dtype fp16"]
+    assert old.notes == (said if dtype in ("bf16", "mixed") else [])
+    assert new.notes == []
+
+
+@pytest.mark.parametrize(("method", "rows"), [("lora", 128), ("prompt", 112)])
+def test_rows_beyond_the_positions_are_noted(method, rows):
+    config = models.tiny("llama").config  # 128 positions; a prompt has 16 virtual tokens
+    fits, longer = (memory.predict(config, method, batch=1, seq=rows + n) for n in (0, 1))
+    assert fits.notes == []
+    assert longer.notes == [
+        "rows of 129 tokens are longer than the 128 positions that the model is made for"
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -133,6 +155,11 @@ def test_a_configuration_of_peft_a_folder_and_a_file_are_understood(tmp_path):
         ({"optimizer": "adam8"}, "did you mean 'adamw'"),
         ({"attention": "flash"}, "Unknown attention 'flash'"),
         ({"gpu": "t44"}, "did you mean 't4'"),
+        ({"gpu": "24"}, "cards of about 24 GiB: l4, a10g, rtx-3090, rtx-4090"),
+        ({"gpu": "16 GB"}, "cards of about 16 GiB: t4, v100-16gb, rtx-4080"),
+        ({"gpu": "4080"}, "did you mean 'rtx-4080'"),
+        ({"gpu": "7"}, "Unknown GPU '7'; Known: rtx-3060"),
+        ({"model": "llama-3-8b"}, "Or give the path of its config.json"),
         ({"batch": 0}, "batch must be a whole number of at least 1, but was 0"),
         ({"seq": 2.5}, "seq must be a whole number"),
         ({"rank": -1}, "rank must be a whole number"),
@@ -144,6 +171,23 @@ def test_bad_input_is_one_sentence(change, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         memory.predict(settings.pop("model"), settings.pop("method"), **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_paths_where_nothing_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for given in (str(tmp_path / "none"), "./none", "none/config.json"):
+        with pytest.raises(ValueError, match=f"There is no file {given};"):
+            memory.predict(given, batch=1, seq=16)
+    for given in (tmp_path / "empty", "empty"):
+        with pytest.raises(ValueError, match=f"no config.json in the folder {given}"):
+            memory.predict(given, batch=1, seq=16)
+
+
+def test_a_folder_does_not_hide_a_published_name(tmp_path, monkeypatch):
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert predict.model_config("gpt2").model_type == "gpt2"
 
 
 def test_a_file_that_is_no_configuration(tmp_path):

@@ -1,16 +1,22 @@
 """Reports of predictions: numbers worked out by hand, and nothing lost on the way to a picture."""
 
+import copy
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
+from peft import get_peft_model
+from transformers import PreTrainedConfig
 
 from helpers import memory, models, plots
 from helpers.memory import report
 from helpers.memory.gpus import CONTEXT, GIB, Gpu
+from helpers.memory.predict import make_plan
 from helpers.memory.replay import PHASES
+from helpers.memory.simulate import Plan
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +36,26 @@ def of(prediction: memory.Prediction, **changes: object) -> memory.Prediction:
 
 def on(prediction: memory.Prediction, card: Gpu) -> memory.Prediction:
     return of(prediction, plan=dataclasses.replace(prediction.plan, gpu=card))
+
+
+def plan(model: str | PreTrainedConfig, method: str) -> Plan:
+    return make_plan(
+        model,
+        method,
+        batch=1,
+        seq=8,
+        rank=None,
+        targets=None,
+        virtual_tokens=None,
+        dtype="bf16",
+        quant_type="nf4",
+        double_quant=True,
+        optimizer="adamw",
+        attention="sdpa",
+        checkpointing=False,
+        padded=False,
+        gpu="t4",
+    )
 
 
 def card(gib: float) -> Gpu:
@@ -67,6 +93,16 @@ def test_the_tables_shares_by_hand(tiny):
     }
 
 
+@pytest.mark.parametrize("larger", ["activations", "temporaries"])
+def test_a_guess_that_explains_too_much_has_no_negative_row(tiny, larger):
+    sizes = {"weights": 3 * GIB, "activations": GIB // 4, "temporaries": GIB // 4}
+    sizes[larger] *= 3
+    frame = memory.table(of(tiny, allocated=4 * GIB - GIB // 8, categories=sizes, exact=False))
+    assert frame["GiB"][larger] == 0.625
+    assert frame["GiB"][report.ROUNDING] == 0
+    assert frame["GiB"][:-1].sum() == frame["GiB"]["allocated"] == 3.875
+
+
 @pytest.mark.parametrize(
     ("allocated", "reserved", "says"),
     [
@@ -96,6 +132,44 @@ def test_the_summary_names_a_paged_state_and_a_guess(tiny):
     text = memory.summary(of(tiny, paged=3 * GIB, exact=False))
     assert "paged      3.00 GiB" in text
     assert "extrapolated" in text
+
+
+def test_notes_are_in_the_summary_and_in_the_dictionary(gpt2):
+    said = "t4 has no bf16 units: train with --dtype fp16"
+    assert f"\nnote       {said}\n" in memory.summary(gpt2)
+    assert memory.as_dict(gpt2)["notes"] == [said]
+    assert "note" not in memory.summary(on(gpt2, card(4)))
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "says"),
+    [
+        ("meta-llama/Llama-2-7b-hf", "lora", "q_proj, v_proj (peft's choice)"),
+        ("gpt2", "qlora", "c_attn (peft's choice)"),
+        ("t5-small", "dora", "q, v (peft's choice)"),
+        ("mistral-7b", "ia3", "k_proj, v_proj, down_proj (peft's choice)"),
+        ("gpt2", "adalora", "c_attn"),
+    ],
+)
+def test_a_run_names_the_model_that_was_asked_for_and_the_default_targets(model, method, says):
+    words = report.settings_in_words(plan(model, method))
+    assert words.startswith(f"{model}, {method}, ")
+    assert f", targets {says}, batch" in words
+
+
+def test_default_targets_are_those_that_peft_takes():
+    for method in ("lora", "dora", "adalora", "ia3"):
+        run = plan(models.tiny("llama").config, method)
+        with torch.device("meta"):
+            adapted = get_peft_model(models.tiny("llama"), copy.deepcopy(run.adapter))
+        taken = adapted.peft_config["default"].target_modules
+        words = report.settings_in_words(run)
+        assert taken and all(name in words for name in taken), words
+
+
+def test_a_run_without_targets_and_without_a_name():
+    words = report.settings_in_words(plan(models.tiny("llama").config, "full"))
+    assert words.startswith("llama, full, batch 1,")
 
 
 @pytest.mark.parametrize("method", memory.METHODS)
