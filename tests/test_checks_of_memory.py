@@ -73,25 +73,6 @@ def test_the_mean_and_the_second_scales_are_told_apart_where_they_can_be():
     assert "scales of the scales" in of_memory._slip(many - 16, 64 * 1000, True)
 
 
-@pytest.mark.parametrize(
-    ("answer", "rule"),
-    [
-        (lambda events: 0, "a birth counts"),
-        (lambda events: sum(dict(events).values()), "the highest moment, not the last one"),
-        (lambda events: sum(-(-n // 512) * 512 for _, n in events), "what died does not count"),
-        (lambda events: max(n for _, n in events), "whole blocks of 512 bytes"),
-        (lambda events: one_too_many(events), "1024 bytes are two whole blocks already"),
-        (lambda events: freeing(events, lambda alive, name: alive.clear()), FREED),
-        (lambda events: freeing(events, lambda alive, name: alive.popitem()), FREED),
-        (lambda events: freeing(events, lambda alive, name: alive.pop(next(iter(alive)))), FREED),
-    ],
-)
-def test_other_peaks_are_named(answer, rule):
-    with pytest.raises(checks.Broken) as caught:
-        checks.peak_bytes(answer)
-    assert caught.value.rule == rule
-
-
 FREED = "a death frees that name and no other"
 
 
@@ -109,6 +90,25 @@ def freeing(events, free):
             free(alive, name)
         top = max(top, sum(alive.values()))
     return top
+
+
+@pytest.mark.parametrize(
+    ("answer", "rule"),
+    [
+        (lambda events: 0, "a birth counts"),
+        (lambda events: sum(dict(events).values()), "the highest moment, not the last one"),
+        (lambda events: sum(-(-n // 512) * 512 for _, n in events), "what died does not count"),
+        (lambda events: max(n for _, n in events), "whole blocks of 512 bytes"),
+        (one_too_many, "1024 bytes are two whole blocks already"),
+        (lambda events: freeing(events, lambda alive, name: alive.clear()), FREED),
+        (lambda events: freeing(events, lambda alive, name: alive.popitem()), FREED),
+        (lambda events: freeing(events, lambda alive, name: alive.pop(next(iter(alive)))), FREED),
+    ],
+)
+def test_other_peaks_are_named(answer, rule):
+    with pytest.raises(checks.Broken) as caught:
+        checks.peak_bytes(answer)
+    assert caught.value.rule == rule
 
 
 def test_freeing_the_right_one_passes():

@@ -103,7 +103,7 @@ class AllocateRanks(TrainerCallback):
             importance scores.
 
     Source: peft, ``AdaLoraModel.update_and_allocate``; transformers, ``TrainerCallback``.
-    Taught in: notebook 04, section 10.
+    Taught in: notebook 04, section 9.
     """
 
     # The Trainer passes what a callback may want by keyword; these take what they need of it.

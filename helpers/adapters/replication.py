@@ -47,7 +47,7 @@ def layers(replication: Sequence[Sequence[int]], count: int) -> list[int]:
         ValueError: no range, not a pair of whole numbers, a range that is empty or reversed, or
             one outside the model.
 
-    Source: peft, ``LoraConfig.layer_replication``. Taught in: notebook 04, section 10.
+    Source: peft, ``LoraConfig.layer_replication``. Taught in: notebook 04, section 11.
     """
     if not replication:
         raise ValueError("layer_replication is empty; give ranges such as [[0, 4], [2, 5]]")

@@ -1,4 +1,4 @@
-"""What the stored DoRA studies say: tuned arms, equal seconds, and how stable both methods are."""
+"""What the stored DoRA studies say: equal seconds, and how stable both methods are."""
 
 from __future__ import annotations
 
@@ -8,31 +8,9 @@ import numpy as np
 import pandas as pd
 
 from helpers.experiments.dora import NOT_FINITE, PARTS
+from helpers.experiments.evidence import at_best_rate, whole_grid
 
 ARM = ["task", "method", "rank"]
-
-
-def tuned(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each arm at its own learning rate, sorted by arm and seed.
-
-    That rate has the smallest mean validation loss, over the seeds that ran every rate of the
-    arm. No test loss chooses anything.
-
-    Args:
-        rows: a stored study with the columns task, method, rank, learning_rate, seed and
-            validation_loss.
-
-    Taught in: notebook 04, section 3.
-    """
-    mean = _whole(rows).groupby([*ARM, "learning_rate"], as_index=False)["validation_loss"].mean()
-    best = mean.loc[mean.groupby(ARM)["validation_loss"].idxmin(), [*ARM, "learning_rate"]]
-    return rows.merge(best, on=[*ARM, "learning_rate"]).sort_values([*ARM, "seed"])
-
-
-def _whole(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the seeds that ran every rate of an arm."""
-    rates = rows.groupby(ARM)["learning_rate"].transform("nunique")
-    return rows[rows.groupby([*ARM, "seed"])["learning_rate"].transform("nunique") == rates]
 
 
 def at_share(rows: pd.DataFrame, share: float) -> pd.Series:
@@ -76,7 +54,7 @@ def stability(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
     Taught in: notebook 04, section 3.
     """
-    rows = _whole(rows)
+    rows = whole_grid(rows, ARM)
     rows = rows.assign(diverged=diverged(rows))
     calm = ~rows.groupby(["rank", "learning_rate"])["diverged"].transform("any")
     above = _one_step_above(rows)
@@ -95,7 +73,7 @@ def _one_step_above(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows at the next rate above each arm's best, of ranks that have one in every method."""
     grid = sorted(rows["learning_rate"].unique())
     following = dict(itertools.pairwise(grid))
-    best = tuned(rows)[[*ARM, "learning_rate"]].drop_duplicates()
+    best = at_best_rate(rows, ARM)[[*ARM, "learning_rate"]].drop_duplicates()
     best["learning_rate"] = best["learning_rate"].map(following)
     missing = best.loc[best["learning_rate"].isna(), "rank"]
     best = best[~best["rank"].isin(missing)]

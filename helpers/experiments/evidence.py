@@ -23,18 +23,36 @@ class EvidenceError(ValueError):
 def tuned(name: str, by: Sequence[str]) -> pd.DataFrame:
     """The rows of a stored study at each arm's own learning rate, every seed.
 
-    An arm is one combination of the columns ``by``. Its rate is the one with the smallest
-    validation loss on the first seed, so no test row chooses anything.
+    An arm is one combination of the columns ``by``; :func:`at_best_rate` says how it chooses.
 
     Raises:
         StudyError: the study is not stored.
 
     Taught in: notebook 02, section 4.
     """
-    stored = results(name)
-    first = stored[stored["seed"] == stored["seed"].min()]
-    best = lowest(first, by=by, metric="validation_loss")[[*by, "learning_rate"]]
-    return stored.merge(best, on=[*by, "learning_rate"]).sort_values([*by, "seed"])
+    return at_best_rate(results(name), by)
+
+
+def at_best_rate(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The rows of each arm at its own learning rate, sorted by arm and seed.
+
+    That rate has the smallest mean validation loss over the seeds that ran every rate of the arm,
+    so no test row chooses anything.
+
+    Args:
+        rows: of a study, with learning_rate, seed and validation_loss.
+        by: the columns whose combinations are the arms.
+    """
+    mean = whole_grid(rows, by).groupby([*by, "learning_rate"], as_index=False)
+    best = lowest(mean["validation_loss"].mean(), by=by, metric="validation_loss")
+    best = best[[*by, "learning_rate"]]
+    return rows.merge(best, on=[*by, "learning_rate"]).sort_values([*by, "seed"])
+
+
+def whole_grid(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The rows of the seeds that ran every rate of an arm."""
+    rates = rows.groupby([*by])["learning_rate"].transform("nunique")
+    return rows[rows.groupby([*by, "seed"])["learning_rate"].transform("nunique") == rates]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,14 @@ import torch
 from peft import get_peft_model
 
 from helpers import adapters
-from helpers.experiments import dora, dora_evidence, dora_speed, magnitude_direction, tasks
+from helpers.experiments import (
+    dora,
+    dora_evidence,
+    dora_speed,
+    evidence,
+    magnitude_direction,
+    tasks,
+)
 
 
 def rows(**columns) -> pd.DataFrame:
@@ -24,21 +31,11 @@ def rows(**columns) -> pd.DataFrame:
 
 
 def test_each_arm_has_its_own_rate():
-    best = dora_evidence.tuned(rows()).groupby("method")["learning_rate"].unique()
+    best = (
+        evidence.at_best_rate(rows(), dora_evidence.ARM).groupby("method")["learning_rate"].unique()
+    )
     assert best["lora"].tolist() == [0.2] and best["dora"].tolist() == [0.1]
-    assert len(dora_evidence.tuned(rows())) == 4
-
-
-def test_a_seed_that_ran_only_some_rates_chooses_nothing():
-    table = rows()
-    table.loc[(table.seed == 1) & (table.learning_rate == 0.2), "validation_loss"] = 0.0
-    some = table[(table.seed == 0) | (table.learning_rate == 0.2)]
-    chosen = dora_evidence.tuned(some).query("method == 'dora'")
-    assert chosen["learning_rate"].tolist() == [0.1]
-    # with the whole grid the same losses would have chosen the other rate
-    assert dora_evidence.tuned(table).query("method == 'dora'")["learning_rate"].eq(0.1).all()
-    table.loc[(table.seed == 0) & (table.learning_rate == 0.2), "validation_loss"] = 0.0
-    assert dora_evidence.tuned(table).query("method == 'dora'")["learning_rate"].eq(0.2).all()
+    assert len(evidence.at_best_rate(rows(), dora_evidence.ARM)) == 4
 
 
 def test_a_share_of_the_steps_is_on_the_line_between_two_looks():

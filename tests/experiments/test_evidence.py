@@ -74,14 +74,19 @@ def test_what_was_not_measured_is_refused(stored):
         evidence.recommend_rank("toy")
 
 
-def test_the_rate_is_chosen_on_the_first_seed_only(monkeypatch):
-    rows = [
-        {"task": "t", "rank": 1, "learning_rate": rate, "seed": seed, "validation_loss": loss}
-        for rate, seed, loss in ((0.1, 0, 1.0), (0.2, 0, 2.0), (0.1, 1, 5.0), (0.2, 1, 0.1))
-    ]
-    monkeypatch.setattr(evidence, "results", lambda name: pd.DataFrame(rows))
+def test_the_rate_is_chosen_by_the_mean_of_the_seeds_that_ran_every_rate(monkeypatch):
+    keys = ["learning_rate", "seed", "validation_loss"]
+    runs = [(0.1, 0, 1.0), (0.2, 0, 2.0), (0.2, 1, 0.1), (0.1, 2, 1.0), (0.2, 2, 2.5)]
+    rows = pd.DataFrame(runs, columns=keys).assign(task="t", rank=1)
+    monkeypatch.setattr(evidence, "results", lambda name: rows)
     chosen = evidence.tuned("toy", ["task", "rank"])
+    # seed 1 ran one rate only and chooses nothing, although it would turn the mean
     assert chosen["learning_rate"].tolist() == [0.1, 0.1]
+    rows.loc[len(rows)] = {"learning_rate": 0.1, "seed": 1, "validation_loss": 9.0} | {
+        "task": "t",
+        "rank": 1,
+    }
+    assert evidence.tuned("toy", ["task", "rank"])["learning_rate"].tolist() == [0.2] * 3
 
 
 def test_every_stored_task_gets_a_recommendation():

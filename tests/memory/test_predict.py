@@ -8,7 +8,7 @@ import transformers
 from peft import LoraConfig
 
 from helpers import memory, models
-from helpers.memory import predict
+from helpers.memory.predict import model_config
 
 LLAMA = "llama-3.2-3b"
 WEIGHTS = 3_212_749_824  # parameters, the tied head counted once
@@ -187,7 +187,7 @@ def test_paths_where_nothing_is(tmp_path, monkeypatch):
 def test_a_folder_does_not_hide_a_published_name(tmp_path, monkeypatch):
     (tmp_path / "gpt2").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert predict.model_config("gpt2").model_type == "gpt2"
+    assert model_config("gpt2").model_type == "gpt2"
 
 
 def test_a_file_that_is_no_configuration(tmp_path):

@@ -148,7 +148,7 @@ def test_notes_are_in_the_summary_and_in_the_dictionary(gpt2):
         ("gpt2", "qlora", "c_attn (peft's choice)"),
         ("t5-small", "dora", "q, v (peft's choice)"),
         ("mistral-7b", "ia3", "k_proj, v_proj, down_proj (peft's choice)"),
-        ("gpt2", "adalora", "c_attn"),
+        ("mistral-7b", "adalora", "q_proj, v_proj"),
     ],
 )
 def test_a_run_names_the_model_that_was_asked_for_and_the_default_targets(model, method, says):
