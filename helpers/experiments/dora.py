@@ -105,5 +105,5 @@ BY_TASK = Study(
     metrics=METRICS,
     run=run,
     tuned="learning_rate",
-    seeds=3,
+    seeds=5,
 )

@@ -33,12 +33,13 @@ STEPS, BATCH = 20, 4
 TEXT = "Answer the question with a name, a number or a few words, nothing else"
 CONTROLS = {"untrained": None, "random prompt": "prompt", "words alone": "prompt from text"}
 GRID = {
-    "prompt": (3e-2, 1e-1, 3e-1),
-    "prompt from text": (3e-3, 1e-2, 3e-2, 1e-1),
+    "prompt": (1e-2, 3e-2, 1e-1, 3e-1),
+    "prompt from text": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "p-tuning": (1e-3, 3e-3, 1e-2),
     "prefix": (1e-3, 3e-3, 1e-2),
     "p-tuning-v2": (1e-2, 3e-2, 1e-1, 3e-1),
-    "ia3": (1e-2, 3e-2, 1e-1, 3e-1),
+    "p-tuning-v2 from text": (3e-3, 1e-2, 3e-2, 1e-1),
+    "ia3": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "lora": (1e-3, 2e-3, 4e-3),
 }
 
