@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, IA3Config, IA3Model, LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -148,28 +148,16 @@ def test_prefixes_in_every_layer():
     text = model.generate(
         input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False
     )
-    claims.settle(
-        "C010",
-        measured={
-            "every layer has a key and a value prefix": shape
-            == (5, config.num_hidden_layers * 2 * width),
-            "only the prefixes train": all("prompt_encoder" in n for n in trainable),
-            "generate runs": text.shape[1] > IDS.shape[1],
-        },
-    )
+    assert shape == (5, config.num_hidden_layers * 2 * width)
+    assert trainable and all("prompt_encoder" in n for n in trainable)
+    assert text.shape[1] == IDS.shape[1] + 3
 
 
 def test_prompts_at_the_input():
     config = adapters.config("prompt", task_type="CAUSAL_LM", virtual_tokens=5)
     model = get_peft_model(tiny_llama(), config)
-    trainable = adapters.count(model).trainable
-    claims.settle(
-        "C012",
-        measured={
-            "virtual tokens x hidden size numbers train": trainable == 5 * model.config.hidden_size,
-            "the prompt lengthens the input": logits(model).shape[1] == IDS.shape[1] + 5,
-        },
-    )
+    assert adapters.count(model).trainable == 5 * model.config.hidden_size
+    assert logits(model).shape[1] == IDS.shape[1] + 5
 
 
 def test_adalora_is_there():
@@ -187,13 +175,6 @@ def test_ia3_rescales_and_merges():
     before = logits(model)
     reached = {name.split(".ia3_l")[0].rsplit(".", 1)[-1] for name in vectors}
     kept = close(logits(model.merge_and_unload()), before)
-    claims.settle(
-        "C014",
-        measured={
-            "keys, values and feed-forward are rescaled": reached
-            == {"k_proj", "v_proj", "down_proj"},
-            "merging keeps the logits": kept,
-            "the name is the one peft gives": "Inhibited and Amplified Inner Activations"
-            in (PeftModel.__doc__ or "") + (IA3Config.__doc__ or ""),
-        },
-    )
+    assert reached == {"k_proj", "v_proj", "down_proj"}
+    assert kept
+    assert "Infused Adapter by Inhibiting and Amplifying Inner Activations" in IA3Model.__doc__
