@@ -24,6 +24,8 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
+from helpers.atomic import put_folder
+
 DATA = Path(__file__).resolve().parent.parent / "data"
 MANIFEST = "manifest.json"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -131,9 +133,7 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
             return target
         build(part)
         _write_manifest(part)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
+        put_folder(part, target)
     return target
 
 

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from helpers import adapters, data, models, quantization, training
+from helpers.atomic import beside, put_folder
 
 TASKS = ("trivia", *data.DOMAINS, "tiny")
 
@@ -189,14 +190,13 @@ def write(
     model, weights: dict | None, history: training.History, out: Path, processes: int
 ) -> None:
     """Adapter and losses into a folder beside, then into place."""
-    part = out.with_name(f".{out.name}.part")
+    part = beside(out, "part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part, state_dict=weights)
     losses = {"losses": history.losses, "tokens": history.tokens, "processes": processes}
     text = json.dumps(losses, indent=1)
     (part / "losses.json").write_text(text, encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(part, out)
+    put_folder(part, out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import shutil
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.atomic import put_folder
 from helpers.training.batches import Batch, Batches, TrainingError
 from helpers.training.run import Run
 from helpers.training.team import Team
@@ -100,11 +100,7 @@ class Checkpoints:
         _write(part / "state.json", json.dumps(state, indent=1))
 
     def _put(self, part: Path, target: Path) -> None:
-        for file in part.iterdir():  # a renamed folder must not name bytes that were never written
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
-        shutil.rmtree(target, ignore_errors=True)  # one that is not whole, or it were resumed
-        os.replace(part, target)
+        put_folder(part, target)  # one that is there is not whole, or it were resumed
         for old in self._all()[:-KEPT]:
             shutil.rmtree(old)
 

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from helpers import training
+from helpers import atomic, training
 from helpers.training import checkpoints
 from test_checkpoints import run
 
@@ -49,7 +49,7 @@ if moment == "before the folder is renamed":
         if len(names) == 2:
             die()
         real_replace(*names_of)
-    checkpoints.os.replace = replace
+    atomic.os.replace = replace
 run(folder)
 """
 
