@@ -6,6 +6,7 @@ names the rule that was broken and the values that broke it.
 
 from .exercises import Broken, Passed, lora_layer, targets, trainable_parameters
 from .of_memory import four_bit_bytes, peak_bytes
+from .of_merging import timing_verdict, weighted_sum
 from .of_prompts import cache_bytes, merged_input, prompt_loss
 from .of_ranks import adapter_size, lora_ranks
 from .of_training import early_stopping, group_loss
@@ -31,5 +32,7 @@ __all__ = [
     "prompt_loss",
     "rank_schedule",
     "targets",
+    "timing_verdict",
     "trainable_parameters",
+    "weighted_sum",
 ]

@@ -18,12 +18,16 @@ from helpers.experiments import (
     full_vs_lora,
     learning_rates,
     magnitude_direction,
+    merge_routes,
+    onnx_export,
     ranks,
     replication,
+    serving,
     soft_prompts,
     targets,
     texts,
     towers,
+    weighted_merges,
 )
 from helpers.experiments.study import StudyError, run_study, set_aside
 
@@ -46,6 +50,11 @@ STUDIES = {
         soft_prompts.STUDY,
         soft_prompts.ENCODER,
         replication.STUDY,
+        merge_routes.STUDY,
+        weighted_merges.STUDY,
+        serving.STUDY,
+        serving.START,
+        onnx_export.STUDY,
     )
 }
 

@@ -9,11 +9,13 @@ from helpers.experiments import (
     dora_speed,
     learning_rates,
     magnitude_direction,
+    merge_routes,
     ranks,
     replication,
     soft_prompts,
     targets,
     texts,
+    weighted_merges,
 )
 from helpers.experiments.study import Study, results, tuned
 
@@ -63,6 +65,8 @@ def test_a_row_is_measured_again(study, settings):
         replication.STUDY,
         soft_prompts.STUDY,
         soft_prompts.ENCODER,
+        weighted_merges.STUDY,
+        merge_routes.STUDY,
     ],
     ids=lambda study: study.name,
 )
