@@ -332,6 +332,10 @@ PUBLISHED = {
     "mistral-7b": 7_241_732_096,
     "llava-1.5-7b": 7_063_427_072,
     "qwen2-vl-7b": 8_291_375_616,
+    "qwen3-vl-8b": 8_767_123_696,
+    "blip-2-opt-2.7b": 3_744_761_856,
+    "instructblip-vicuna-7b": 7_913_210_624,
+    "smolvlm2-2.2b": 2_246_784_880,
 }
 
 
@@ -375,6 +379,9 @@ def test_full_size_runs_without_weights() -> None:
         ("mistralai/Mistral-7B-v0.1", "mistral-7b"),
         ("liuhaotian/llava-v1.5-7b", "llava-1.5-7b"),
         ("Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl-7b"),
+        ("Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl-8b"),
+        ("Salesforce/blip2-opt-2.7b", "blip-2-opt-2.7b"),
+        ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm2-2.2b"),
     ],
 )
 def test_full_size_names_are_matched_leniently(given: str, name: str) -> None:

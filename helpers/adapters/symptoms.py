@@ -10,7 +10,6 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers import AutoConfig
 
 from .matching import close_names, own_modules
 from .methods import TASK_HEADS
@@ -161,7 +160,7 @@ def _original_rows(model: nn.Module) -> int | None:
         return None
     folder = getattr(config, "_name_or_path", None)
     if folder and (Path(folder) / "config.json").is_file():
-        config = AutoConfig.from_pretrained(folder)
+        config = type(config).from_pretrained(folder)  # Auto does not know every class
     return getattr(config.get_text_config(), "vocab_size", None)
 
 

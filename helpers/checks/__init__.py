@@ -5,10 +5,12 @@ names the rule that was broken and the values that broke it.
 """
 
 from .exercises import Broken, Passed, lora_layer, targets, trainable_parameters
+from .of_hybrid import hybrid_flags, log_of_draw
 from .of_memory import four_bit_bytes, peak_bytes
 from .of_merging import timing_verdict, weighted_sum
 from .of_prompts import cache_bytes, merged_input, prompt_loss
 from .of_ranks import adapter_size, lora_ranks
+from .of_towers import tower_pattern, tower_ranks
 from .of_training import early_stopping, group_loss
 from .of_variants import dora_weight, rank_schedule
 from .this_machine import Machine, look, machine
@@ -23,6 +25,8 @@ __all__ = [
     "early_stopping",
     "four_bit_bytes",
     "group_loss",
+    "hybrid_flags",
+    "log_of_draw",
     "look",
     "lora_layer",
     "lora_ranks",
@@ -33,6 +37,8 @@ __all__ = [
     "rank_schedule",
     "targets",
     "timing_verdict",
+    "tower_pattern",
+    "tower_ranks",
     "trainable_parameters",
     "weighted_sum",
 ]

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from helpers import assets, data, training
+from helpers.atomic import beside, put_folder
 from helpers.data import IGNORED
 
 SIDE, PATCH, HIDDEN, HEADS = 32, 8, 128, 4
@@ -37,7 +38,7 @@ QUESTION_WORDS = 8
 PAD, IMAGE = 0, 1
 ANSWERS = (*data.SHAPES, *data.COLOURS)
 SEED = 0
-CACHE = "tiny-vlm-1"
+STORED = assets.DATA / "tiny_vlm"
 # (steps, learning rate), one after the other: a lower rate at the end sharpens the answers.
 SEE = ((1200, 2e-3), (400, 4e-4))
 ANSWER = ((500, 1e-3), (200, 2e-4))
@@ -131,18 +132,23 @@ def untrained() -> LlavaForConditionalGeneration:
 
 
 def base() -> LlavaForConditionalGeneration:
-    """The trained model, from the cache; the first call trains it (about four minutes, one core).
+    """The trained model, as stored in ``data/tiny_vlm``.
+
+    Stored, because training on another processor ends in another base: sums run in another order.
+    """
+    return LlavaForConditionalGeneration.from_pretrained(STORED)
+
+
+def store(folder: Path = STORED) -> None:
+    """Train the model anew (about two minutes of one core) and put it in place of the stored one.
 
     Raises:
-        AssetError: easy-VQA is missing, or the cache cannot be written.
+        AssetError: easy-VQA is missing.
     """
-    folder = assets.build_once(folder_of_base(), _build)
-    return LlavaForConditionalGeneration.from_pretrained(folder)
-
-
-def folder_of_base() -> Path:
-    """Where the trained model is cached; delete it to train anew."""
-    return assets.cache_dir() / "models" / CACHE
+    part = beside(folder, "part")
+    _train().save_pretrained(part)
+    (part / "generation_config.json").unlink()  # defaults only
+    put_folder(part, folder)
 
 
 @torch.no_grad()
@@ -171,7 +177,7 @@ def right_blank(model: nn.Module, questions: Examples) -> Tensor:
     return right(model, blank)[which]
 
 
-def _build(folder: Path) -> None:
+def _train() -> LlavaForConditionalGeneration:
     torch.manual_seed(SEED)
     model = untrained()
     classifier = _Classifier(model.model.vision_tower)
@@ -184,7 +190,7 @@ def _build(folder: Path) -> None:
             training.train(
                 module, batches, steps=steps, learning_rate=rate, warmup_steps=50, label=label
             )
-    model.save_pretrained(folder)
+    return model
 
 
 class _Classifier(nn.Module):

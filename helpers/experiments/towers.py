@@ -83,21 +83,27 @@ def run(settings: dict, seed: int) -> dict[str, float]:
     if tower == "majority":
         right = [_majority(shift, questions) for questions in (validation, test)]
         return _measures(right[0], right[1], right[1], validation, test) | {"parameters": 0}
-    model, parameters = tiny_vlm.base(), 0
-    if tower != "none":
-        model = with_lora(model, tower, settings["rank"])
-        parameters = model.get_nb_trainable_parameters()[0]
-        training.train(
-            model,
-            training.batches(_train_rows(shift), default_collate, batch_size=BATCH, seed=seed),
-            steps=STEPS,
-            learning_rate=settings["learning_rate"],
-            warmup_steps=3,
-            label=f"{tower} r={settings['rank']}",
-        )
-    right = [tiny_vlm.right(model, questions) for questions in (validation, test)]
-    blank = tiny_vlm.right_blank(model, test)
-    return _measures(*right, blank, validation, test) | {"parameters": parameters}
+    if tower == "none":
+        return _adapted(tiny_vlm.base(), shift)
+    model = with_lora(tiny_vlm.base(), tower, settings["rank"])
+    label = f"{tower} r={settings['rank']}"
+    return fit_and_score(model, shift, settings["learning_rate"], seed, label)
+
+
+def fit_and_score(
+    model: PeftModel, shift: str, rate: float, seed: int, label: str
+) -> dict[str, float]:
+    """Train a model's adapter on a shift for thirty steps, and return what :func:`run` does."""
+    training.train(
+        model,
+        training.batches(_train_rows(shift), default_collate, batch_size=BATCH, seed=seed),
+        steps=STEPS,
+        learning_rate=rate,
+        warmup_steps=3,
+        label=label,
+    )
+    parameters = model.get_nb_trainable_parameters()[0]
+    return _adapted(model, shift) | {"parameters": parameters}
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
@@ -150,6 +156,14 @@ def _next_word() -> Tensor:
 @functools.cache
 def _train_rows(shift: str) -> list[dict[str, Tensor]]:
     return shifted(tiny_vlm.examples("train"), shift).rows()
+
+
+def _adapted(model: nn.Module, shift: str) -> dict[str, float]:
+    """The measures of a model as it is; no parameter counts as trained."""
+    validation, test = (shifted(_first(name), shift) for name in ("validation", "test"))
+    right = [tiny_vlm.right(model, questions) for questions in (validation, test)]
+    blank = tiny_vlm.right_blank(model, test)
+    return _measures(*right, blank, validation, test) | {"parameters": 0}
 
 
 def _majority(shift: str, questions: Examples) -> Tensor:

@@ -23,6 +23,10 @@ FULL_SIZE: tuple[str, ...] = (
     "mistral-7b",
     "llava-1.5-7b",
     "qwen2-vl-7b",
+    "qwen3-vl-8b",
+    "blip-2-opt-2.7b",
+    "instructblip-vicuna-7b",
+    "smolvlm2-2.2b",
 )
 CONFIGS: tuple[str, ...] = (*FULL_SIZE, "qwen2.5-7b", "gpt2", "bert-base", "t5-small")
 

@@ -7,6 +7,7 @@ from helpers.experiments import (
     adalora,
     dora,
     dora_speed,
+    freezing,
     learning_rates,
     magnitude_direction,
     merge_routes,
@@ -67,6 +68,8 @@ def test_a_row_is_measured_again(study, settings):
         soft_prompts.ENCODER,
         weighted_merges.STUDY,
         merge_routes.STUDY,
+        freezing.STUDY,
+        freezing.BY_TOWER,
     ],
     ids=lambda study: study.name,
 )

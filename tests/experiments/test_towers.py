@@ -38,13 +38,10 @@ def test_the_stored_study_is_complete(stored):
 
 
 def test_the_control_row_is_measured_again(stored):
-    if not tiny_vlm.folder_of_base().exists():
-        pytest.skip("the base is not trained here: `python -m helpers.experiments towers` does it")
     again = towers.run(CONTROL, seed=0)
     row = stored.query("shift == 'images' and tower == 'none'").iloc[0]
-    # a base trained on another processor is another base: its sums differ, and grow apart
     for measure in ("test", "test_shape", "test_colour", "test_blank"):
-        assert again[measure] == pytest.approx(row[measure], abs=0.1)
+        assert again[measure] == pytest.approx(row[measure], abs=0.01)
 
 
 def test_the_base_sees_and_a_blank_image_leaves_nothing(stored):

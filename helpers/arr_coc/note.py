@@ -1,0 +1,72 @@
+"""The note's configuration for ARR-COC, mended so that it runs, and its variant in four bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
+
+from helpers import models, quantization
+from helpers.quantization import HEADS
+
+from .model import ArrCoc
+from .selectors import MODULES
+
+LAYERS = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # the note's choice
+DECODER = rf".*language_model.*\.({'|'.join(LAYERS)})"
+# What stays as it is when the base goes into four bits: what trains in full, and what is small.
+KEPT = ("vision", *MODULES, *HEADS)
+
+
+def config(*, rank: int = 32, dropout: float = 0.05, task_type: str | None = None) -> LoraConfig:
+    """The note's LoRA for ARR-COC: its ranks and targets, as one pattern instead of a list.
+
+    Args:
+        rank: alpha is twice as much.
+        task_type: the note's is "CAUSAL_LM", for which peft wants a model that generates.
+
+    Source: the note, section 8. Taught in: notebook 09, section 6.
+    """
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=DECODER,
+        modules_to_save=list(MODULES),
+        lora_dropout=dropout,
+        bias="none",
+        task_type=task_type,
+    )
+
+
+def in_four_bits(
+    folder: Path | str,
+    *,
+    kept: Sequence[str] = KEPT,
+    compute_dtype: torch.dtype = torch.float32,
+    storage: torch.dtype = torch.uint8,
+) -> ArrCoc:
+    """A stand-in with the linear layers of its decoder in NF4, double quantised.
+
+    Args:
+        folder: of the base, as `ArrCoc.save_pretrained` wrote it.
+        kept: parts that keep their dtype. Without the three modules among them, their linear
+            layers are packed before peft copies them, and a packed weight gets no gradient.
+        storage: dtype in which the packed codes are stored.
+
+    Source: transformers, ``BitsAndBytesConfig.llm_int8_skip_modules``.
+    Taught in: notebook 09, section 7.
+    """
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=storage,
+        llm_int8_skip_modules=list(kept),
+    )
+    target = "cuda" if models.device().type == "cuda" else "cpu"
+    model = ArrCoc.from_pretrained(folder, quantization_config=settings, device_map={"": target})
+    return quantization.keep_weights_unpacked(model)

@@ -1,0 +1,212 @@
+"""Six ways to train where to look, and the choices that need no training.
+
+All of them end in the same choice of K cells, and all are evaluated by leaving out what was not
+chosen. They differ in how the answer's loss reaches the three modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from .base import at_random
+from .model import ArrCoc
+from .modules import gumbel, texture
+from .world import CELLS, KINDS, Scenes
+
+MODULES = ("knowing", "balancing", "attending")
+Loss = Callable[[ArrCoc, Scenes], Tensor]
+
+
+def answer_loss(selection: str) -> Loss:
+    """Cross-entropy of the answer, with the gradient that `model.SELECTIONS` names."""
+
+    def loss(model: ArrCoc, given: Scenes) -> Tensor:
+        model.config.selection = selection
+        return model(given.images, given.questions, given.answers).loss
+
+    return loss
+
+
+def reinforce(model: ArrCoc, given: Scenes) -> Tensor:
+    """The choice is a draw; what answers better than the batch's mean becomes likelier.
+
+    Source: Williams 1992, with the mean reward as the baseline; the draw's probability is
+    Plackett and Luce's, cell after cell without replacement.
+    """
+    noise = gumbel(given.images.new_empty(len(given), CELLS))
+    look = model.look(given.images, given.questions, noise=noise)
+    logits = look.relevance / look.temperature.unsqueeze(1)
+    scale = 1 - look.tensions[:, 1:2]  # the noise was damped by it, so the draw is sharper
+    order = (logits + noise * scale).topk(model.config.cells, dim=1).indices
+    drawn = _log_probability(logits / scale.clamp(min=0.05), order)
+    answer = model.read(given.images, given.questions, look.chosen)
+    each = functional.cross_entropy(answer, given.answers, reduction="none")
+    advantage = each.mean().detach() - each.detach()
+    return each.mean() - (advantage * drawn).mean()
+
+
+def proxy(model: ArrCoc, given: Scenes) -> Tensor:
+    """Cross-entropy of the softmax over cells against the needed ones: it is told where to look."""
+    look = model.look(given.images, given.questions)
+    log = (look.relevance / look.temperature.unsqueeze(1)).log_softmax(-1)
+    needed = given.needed.float()
+    asked = needed.sum(1) > 0
+    return -((log * needed).sum(1) / needed.sum(1).clamp(min=1))[asked].mean()
+
+
+LOSSES: dict[str, Loss] = {
+    "sparse gate": answer_loss("sparse"),
+    "log-gate": answer_loss("dense"),
+    "soft": answer_loss("soft"),
+    "reinforce": reinforce,
+    "proxy": proxy,
+    "plain top-K": answer_loss("topk"),
+}
+
+
+def learn(
+    model: nn.Module,
+    batches: Iterator[Scenes],
+    loss: Callable[[nn.Module, Scenes], Tensor],
+    *,
+    steps: int,
+    rates: Sequence[tuple[str, float]],
+    watch: Callable[[int], None] | None = None,
+    label: str = "learning to look",
+) -> list[float]:
+    """Train what asks for a gradient; the first text that a name contains sets its rate.
+
+    Returns the losses. A loss without a gradient (plain top-K on a frozen reader) changes nothing.
+    """
+    groups = []
+    for i, (part, rate) in enumerate(rates):
+        earlier = [text for text, _ in rates[:i]]
+        weights = [
+            p
+            for name, p in model.named_parameters()
+            if p.requires_grad and part in name and not any(text in name for text in earlier)
+        ]
+        if weights:
+            groups.append({"params": weights, "lr": rate})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    every = [p for group in groups for p in group["params"]]
+    losses = []
+    model.train()
+    for step in tqdm(range(steps), desc=label, leave=False, mininterval=0.5):
+        value = loss(model, next(batches))
+        optimizer.zero_grad()
+        if value.requires_grad:
+            value.backward()
+            nn.utils.clip_grad_norm_(every, 1.0)
+            optimizer.step()
+        losses.append(value.item())
+        if watch is not None:
+            watch(step + 1)
+            model.train()
+    return losses
+
+
+def with_new_modules(reader: ArrCoc, seed: int, **settings: object) -> ArrCoc:
+    """The same reader with modules that never looked, from this seed, and other settings."""
+    torch.manual_seed(seed)
+    model = ArrCoc(type(reader.config).from_dict(reader.config.to_dict() | settings))
+    learned = ("knowing.", "balancing.", "attending.log_temperature")
+    kept = {n: t for n, t in reader.state_dict().items() if not n.startswith(learned)}
+    model.load_state_dict(kept, strict=False)
+    return model
+
+
+def only_modules(model: ArrCoc) -> ArrCoc:
+    """Freeze all but knowing, balancing and attending."""
+    model.requires_grad_(False)
+    for name in MODULES:
+        getattr(model, name).requires_grad_(True)
+    return model
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a choice answers: shares of right answers, nats, share of needed cells chosen."""
+
+    accuracy: dict[str, float]
+    loss: float
+    hit: float
+
+
+@torch.no_grad()
+def chosen(model: ArrCoc, given: Scenes, cells: int | None = None) -> Tensor:
+    """(rows, 16) bool: the model's own choice, with another K if asked for."""
+    model.eval()
+    before, model.config.cells = model.config.cells, cells or model.config.cells
+    try:
+        return model.look(given.images, given.questions).chosen
+    finally:
+        model.config.cells = before
+
+
+def without_training(name: str, given: Scenes, cells: int, seed: int = 0) -> Tensor:
+    """(rows, 16) bool: "random", "oracle", "salience", "information", "fixed" or "everything".
+
+    Raises:
+        ValueError: another name.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if name == "everything":
+        return torch.ones_like(given.needed)
+    if name in ("random", "oracle"):
+        return at_random(given, cells, generator, needed=float(name == "oracle"))
+    if name == "fixed":
+        score = torch.zeros(len(given), CELLS)
+        score[:, torch.arange(0, CELLS, 5)[:cells] if cells <= 4 else torch.arange(cells)] = 1
+    elif name in ("salience", "information"):
+        score = texture(given.images, 4).flatten(2)[:, 8 if name == "salience" else 10]
+    else:
+        raise ValueError(
+            f"no choice {name!r}; there is random, oracle, salience, information, fixed, everything"
+        )
+    return torch.zeros_like(given.needed).scatter_(1, score.topk(cells, 1).indices, True)
+
+
+@torch.no_grad()
+def score(model: ArrCoc, given: Scenes, where: Tensor) -> Score:
+    """The frozen reader's answers when it sees these cells closely."""
+    model.eval()
+    logits = torch.cat(
+        [
+            model.read(given.images[rows], given.questions[rows], where[rows])
+            for rows in torch.arange(len(given)).split(256)
+        ]
+    )
+    right = (logits.argmax(-1) == given.answers).float()
+    needed = given.needed.sum(1) > 0
+    hits = (where & given.needed).sum(1)[needed] / given.needed.sum(1)[needed]
+    accuracy = {
+        kind: right[given.kinds == i].mean().item()
+        for i, kind in enumerate(KINDS)
+        if (given.kinds == i).any()
+    }
+    loss = functional.cross_entropy(logits, given.answers).item()
+    return Score(accuracy, loss, hits.mean().item() if len(hits) else float("nan"))
+
+
+def sensitivity(one: Tensor, other: Tensor) -> float:
+    """1 - Jaccard's index of two choices, mean over rows: how much the question moves the look."""
+    both, either = (one & other).sum(1), (one | other).sum(1)
+    return (1 - both / either).mean().item()
+
+
+def _log_probability(logits: Tensor, order: Tensor) -> Tensor:
+    """(rows,) log of the chance to draw these cells one after the other."""
+    total = logits.new_zeros(len(logits))
+    left = torch.zeros_like(logits)
+    for column in order.T:
+        log = (logits + left).log_softmax(-1)
+        total = total + log.gather(1, column.unsqueeze(1)).squeeze(1)
+        left = left.scatter(1, column.unsqueeze(1), float("-inf"))
+    return total
