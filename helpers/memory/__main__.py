@@ -204,7 +204,7 @@ def predicted(args: argparse.Namespace) -> memory.Prediction:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"
+    return text if len(text) <= 600 else text[:600] + "…"
 
 
 def draw(prediction: memory.Prediction, file: Path) -> None:
