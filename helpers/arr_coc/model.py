@@ -162,8 +162,7 @@ class ArrCoc(PreTrainedModel):
         picked = tokens.gather(1, where.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
         bias = None
         if weight is not None:
-            every = torch.where(fine, weight.log().unsqueeze(2), weight.new_zeros(())).flatten(1)
-            bias = every.gather(1, where)
+            bias = _bias(weight, fine, 0.0).gather(1, where)
         return self._answer(picked, positions[where], questions, bias)
 
     def read_masked(
@@ -177,8 +176,7 @@ class ArrCoc(PreTrainedModel):
                 A reader that trains with one learns to read what it should not see.
         """
         tokens, positions, fine = self._tokens(images)
-        log = _log(weight, floor).unsqueeze(2)
-        bias = torch.where(fine, log, weight.new_zeros(())).flatten(1)
+        bias = _bias(weight, fine, floor)
         return self._answer(tokens, positions.expand(len(images), -1), questions, bias)
 
     def forward(
@@ -265,6 +263,11 @@ def _mask(padded: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         seen = functional.pad(bias.to(dtype), (0, length - bias.shape[1])).unsqueeze(1)
         mask = mask + seen.masked_fill(hidden, 0)
     return mask.unsqueeze(1)
+
+
+def _bias(weight: Tensor, fine: Tensor, floor: float) -> Tensor:
+    """(B, 5N): each fine token's logarithm of its cell's weight, and 0 for the coarse ones."""
+    return torch.where(fine, _log(weight, floor).unsqueeze(2), weight.new_zeros(())).flatten(1)
 
 
 def _log(weight: Tensor, floor: float) -> Tensor:

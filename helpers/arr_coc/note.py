@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig
 
-from helpers import models, quantization
+from helpers import quantization
 from helpers.quantization import HEADS
 
 from .model import ArrCoc
@@ -28,7 +27,7 @@ def config(*, rank: int = 32, dropout: float = 0.05, task_type: str | None = Non
         rank: alpha is twice as much.
         task_type: the note's is "CAUSAL_LM", for which peft wants a model that generates.
 
-    Source: the note, section 8. Taught in: notebook 09, section 6.
+    Source: the note, section 8. Taught in: notebook 09, section 5.
     """
     return LoraConfig(
         r=rank,
@@ -57,16 +56,8 @@ def in_four_bits(
         storage: dtype in which the packed codes are stored.
 
     Source: transformers, ``BitsAndBytesConfig.llm_int8_skip_modules``.
-    Taught in: notebook 09, section 7.
+    Taught in: notebook 09, section 6.
     """
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_quant_storage=storage,
-        llm_int8_skip_modules=list(kept),
+    return quantization.load_in_4bit(
+        folder, ArrCoc, compute_dtype=compute_dtype, kept=kept, storage=storage
     )
-    target = "cuda" if models.device().type == "cuda" else "cpu"
-    model = ArrCoc.from_pretrained(folder, quantization_config=settings, device_map={"": target})
-    return quantization.keep_weights_unpacked(model)

@@ -1,5 +1,6 @@
 """4-bit base models through bitsandbytes, with the trap of repacked weights switched off."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -31,6 +32,8 @@ def load_in_4bit(
     quant_type: Literal["nf4", "fp4"] = "nf4",
     double_quant: bool = True,
     compute_dtype: torch.dtype = torch.float32,
+    kept: Sequence[str] = HEADS,
+    storage: torch.dtype = torch.uint8,
 ) -> PreTrainedModel:
     """A model from a safetensors folder with its linear layers in 4 bits, ready for QLoRA.
 
@@ -44,6 +47,8 @@ def load_in_4bit(
         quant_type: "nf4" (levels at the quantiles of a normal distribution) or "fp4".
         double_quant: quantise the absmaxes too.
         compute_dtype: dtype of the matrix products; fp32 is the exact one on a CPU.
+        kept: modules that keep their dtype.
+        storage: dtype in which the packed codes are stored.
 
     Raises:
         ValueError: another quant_type.
@@ -58,7 +63,8 @@ def load_in_4bit(
         bnb_4bit_quant_type=quant_type,
         bnb_4bit_use_double_quant=double_quant,
         bnb_4bit_compute_dtype=compute_dtype,
-        llm_int8_skip_modules=list(HEADS),
+        bnb_4bit_quant_storage=storage,
+        llm_int8_skip_modules=list(kept),
     )
     target = "cuda" if models.device().type == "cuda" else "cpu"
     model = auto_class.from_pretrained(folder, quantization_config=config, device_map={"": target})

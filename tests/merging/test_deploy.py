@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from block_wide_llama import block_wide_llama
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import adapters, merging, models, quantization
 from helpers.adapters import replication
@@ -38,14 +39,7 @@ save_file({"logits": logits}, out)
 def base(tmp_path: Path) -> Path:
     """A tiny Llama with a tokenizer's file and a setting for generation."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=100,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    net = LlamaForCausalLM(config)
+    net = block_wide_llama()
     net.generation_config.repetition_penalty = 1.25
     net.save_pretrained(tmp_path / "base")
     (tmp_path / "base" / "tokenizer.json").write_text("{}")

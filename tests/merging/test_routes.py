@@ -6,8 +6,9 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from block_wide_llama import block_wide_llama
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from helpers import merging
 from helpers.merging import exact
@@ -21,14 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny Llama with layers as wide as a block of 64, and an adapter of its 4-bit form."""
     base, adapter = (tmp_path_factory.mktemp(name) for name in ("base", "adapter"))
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=100,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-    )
-    LlamaForCausalLM(config).save_pretrained(base)
+    block_wide_llama().save_pretrained(base)
     lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(merging.NF4.load(base, AUTO), lora)
     exact.disturbed(model, seed=1, size=0.1).save_pretrained(adapter)

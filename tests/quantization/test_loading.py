@@ -6,9 +6,10 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16, quantize_4bit
+from block_wide_llama import block_wide_llama
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from helpers import models, quantization
 
@@ -22,15 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny Llama whose layers are as wide as a block of 64, as repacking demands."""
     monkeypatch.setenv("PEFT_MEASURED_DEVICE", "cpu")
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=100,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    block_wide_llama().save_pretrained(tmp_path)
     return tmp_path
 
 
