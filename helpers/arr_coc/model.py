@@ -20,7 +20,7 @@ from .modules import Attending, Balancing, Knowing, Look, gumbel, texture
 
 FINE = 4  # tokens of a cell that is looked at closely
 FLOOR = 1e-6
-SELECTIONS = ("sparse", "dense", "soft", "topk")
+SELECTIONS = ("sparse", "weighted", "dense", "soft", "topk")
 
 
 class ArrCocConfig(PretrainedConfig):
@@ -205,12 +205,14 @@ class ArrCoc(PreTrainedModel):
         return Answer(loss=loss, logits=logits, look=look)
 
     def _selected(self, images: Tensor, questions: Tensor, look: Look) -> Tensor:
-        """Reading with a gradient to the choice, in one of four ways; evaluation always gathers."""
+        """Reading with a gradient to the choice, one of `SELECTIONS`; evaluation always gathers."""
         kind = self.config.selection if self.training else "topk"
         if kind == "topk":  # the original's: only the places leave, without a gradient
             return self.read(images, questions, look.chosen)
         if kind == "sparse":
             return self.read(images, questions, look.chosen, 1 + look.share - look.share.detach())
+        if kind == "weighted":
+            return self.read(images, questions, look.chosen, look.share)
         if kind == "dense":
             weight = look.chosen.float() + look.share - look.share.detach()
             return self.read_masked(images, questions, weight, FLOOR)

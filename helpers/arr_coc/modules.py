@@ -101,8 +101,9 @@ def entropy(luma: Tensor, grid: int) -> Tensor:
     size = luma.shape[-1] // grid
     cells = functional.unfold(luma, size, stride=size)  # B, pixels, N
     bins = (cells * BINS).long().clamp(0, BINS - 1)
-    counts = functional.one_hot(bins, BINS).sum(1) / cells.shape[1]
-    nats = -(counts * counts.clamp(min=_EPS).log()).sum(-1)
+    each = torch.full_like(cells, 1 / cells.shape[1])
+    shares = cells.new_zeros(len(cells), BINS, cells.shape[2]).scatter_add_(1, bins, each)
+    nats = -(shares * shares.clamp(min=_EPS).log()).sum(1)
     return nats.view(len(luma), 1, grid, grid)
 
 

@@ -1,4 +1,4 @@
-"""Six ways to train where to look, and the choices that need no training.
+"""Ways to train where to look, and the choices that need no training.
 
 All of them end in the same choice of K cells, and all are evaluated by leaving out what was not
 chosen. They differ in how the answer's loss reaches the three modules.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
+from transformers import get_scheduler
 
 from .base import at_random
 from .model import ArrCoc
@@ -20,21 +21,35 @@ from .modules import gumbel, texture
 from .world import CELLS, KINDS, Scenes
 
 MODULES = ("knowing", "balancing", "attending")
+UNSURE = 4.0  # temperature of the answer's logits
 Loss = Callable[[ArrCoc, Scenes], Tensor]
 
 
-def answer_loss(selection: str) -> Loss:
-    """Cross-entropy of the answer, with the gradient that `model.SELECTIONS` names."""
+def answer_loss(selection: str, temperature: float = 1.0) -> Loss:
+    """Cross-entropy of the answer, with the gradient that `model.SELECTIONS` names.
+
+    Args:
+        temperature: divides the answer's logits. A frozen reader that is right is sure of it, and
+            the loss is flat where it is sure: a little more or less attention changes nothing. A
+            higher temperature makes it unsure.
+
+    Taught in: notebook 09, section 5.
+    """
 
     def loss(model: ArrCoc, given: Scenes) -> Tensor:
         model.config.selection = selection
-        return model(given.images, given.questions, given.answers).loss
+        logits = model(given.images, given.questions).logits
+        return functional.cross_entropy(logits / temperature, given.answers)
 
     return loss
 
 
 def reinforce(model: ArrCoc, given: Scenes) -> Tensor:
     """The choice is a draw; what answers better than the batch's mean becomes likelier.
+
+    The reward is the probability of the right answer. Its logarithm would do while the reader is
+    good; one that is often wrong and sure of it makes a look at the right place cost more than a
+    look elsewhere, and the modules would learn to avoid what was asked for.
 
     Source: Williams 1992, with the mean reward as the baseline; the draw's probability is
     Plackett and Luce's, cell after cell without replacement.
@@ -47,8 +62,8 @@ def reinforce(model: ArrCoc, given: Scenes) -> Tensor:
     drawn = _log_probability(logits / scale.clamp(min=0.05), order)
     answer = model.read(given.images, given.questions, look.chosen)
     each = functional.cross_entropy(answer, given.answers, reduction="none")
-    advantage = each.mean().detach() - each.detach()
-    return each.mean() - (advantage * drawn).mean()
+    reward = (-each.detach()).exp()
+    return each.mean() - ((reward - reward.mean()) * drawn).mean()
 
 
 def proxy(model: ArrCoc, given: Scenes) -> Tensor:
@@ -67,6 +82,10 @@ LOSSES: dict[str, Loss] = {
     "reinforce": reinforce,
     "proxy": proxy,
     "plain top-K": answer_loss("topk"),
+    "sparse gate, unsure": answer_loss("sparse", UNSURE),
+    "weighted, unsure": answer_loss("weighted", UNSURE),
+    "log-gate, unsure": answer_loss("dense", UNSURE),
+    "soft, unsure": answer_loss("soft", UNSURE),
 }
 
 
@@ -77,6 +96,8 @@ def learn(
     *,
     steps: int,
     rates: Sequence[tuple[str, float]],
+    cosine: bool = False,
+    weight_decay: float = 0.0,
     watch: Callable[[int], None] | None = None,
     label: str = "learning to look",
 ) -> list[float]:
@@ -94,7 +115,8 @@ def learn(
         ]
         if weights:
             groups.append({"params": weights, "lr": rate})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    schedule = get_scheduler("cosine" if cosine else "constant", optimizer, 0, steps)
     every = [p for group in groups for p in group["params"]]
     losses = []
     model.train()
@@ -105,6 +127,7 @@ def learn(
             value.backward()
             nn.utils.clip_grad_norm_(every, 1.0)
             optimizer.step()
+            schedule.step()
         losses.append(value.item())
         if watch is not None:
             watch(step + 1)

@@ -113,11 +113,15 @@ def asked_again(given: Scenes, *, seed: int) -> Scenes:
 
 
 def renamed(given: Scenes) -> Scenes:
-    """The same questions in a world that calls each pattern by the next one's name."""
-    first = WORD[PATTERNS[0]]
-    is_pattern = given.kinds == KINDS.index("pattern")
-    moved = (given.answers - first + 1) % len(PATTERNS) + first
-    return replace(given, answers=torch.where(is_pattern, moved, given.answers))
+    """The same questions in a world that has other names for half of the patterns.
+
+    Each of the first four is called by the next one's name, the fourth by the first one's. Who
+    reads the pattern and does not know this is right in half of the questions.
+    """
+    first, half = WORD[PATTERNS[0]], len(PATTERNS) // 2
+    index = given.answers - first
+    moves = (given.kinds == KINDS.index("pattern")) & (index < half)
+    return replace(given, answers=torch.where(moves, (index + 1) % half + first, given.answers))
 
 
 def batches(

@@ -17,7 +17,9 @@ from helpers.experiments import (
     duration,
     freezing,
     full_vs_lora,
+    hybrid,
     learning_rates,
+    looks,
     magnitude_direction,
     merge_routes,
     onnx_export,
@@ -58,6 +60,9 @@ STUDIES = {
         serving.STUDY,
         serving.START,
         onnx_export.STUDY,
+        looks.STUDY,
+        hybrid.STUDY,
+        hybrid.RANKS,
     )
 }
 

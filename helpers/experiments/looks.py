@@ -2,8 +2,8 @@
 
 The base (:mod:`helpers.arr_coc.base`) reads whatever it is shown and has no policy. Knowing,
 balancing and attending are trained on the answers' loss alone, by each way of
-:data:`helpers.arr_coc.selectors.LOSSES`, or kept from something: from seeing the question, from
-weighing the maps, from more than one map. Untrained choices stand beside, at as many visual
+:data:`helpers.arr_coc.selectors.LOSSES`, or, with REINFORCE, kept from something: from seeing the
+question, from weighing the maps, from more than one map. Untrained choices stand beside, at as many visual
 tokens. Every arm is evaluated on the same test rows by leaving out what was not chosen.
 """
 
@@ -18,10 +18,10 @@ from helpers.arr_coc.base import base
 from helpers.arr_coc.model import ArrCoc
 from helpers.experiments.study import Study
 
-STEPS, BATCH, TEST_ROWS, TEST_SEED = 400, 64, 2048, 10**9
+STEPS, BATCH, TEST_ROWS, TEST_SEED = 300, 64, 1024, 10**9
 CELLS = 2
-RATES = (("", 3e-3),)
-WATCHED = (50, 100, 200, 400)
+RATES = (("", 1e-2),)
+WATCHED = (25, 50, 100, 200, 300)
 BUDGETS = (1, 4, 8)
 UNTRAINED = ("random", "fixed", "salience", "information", "oracle", "everything")
 KEPT_FROM = {
@@ -49,11 +49,11 @@ def trap_rows() -> world.Scenes:
 def trained(arm: str, seed: int, watch=None) -> ArrCoc:
     """The base with modules that learned to look, fresh for every seed.
 
-    Taught in: notebook 09, section 4.
+    Taught in: notebook 09, section 5.
     """
     model = selectors.with_new_modules(base(), seed, **KEPT_FROM.get(arm, {}))
     selectors.only_modules(model)
-    loss = selectors.LOSSES.get(arm, selectors.LOSSES["sparse gate"])
+    loss = selectors.LOSSES.get(arm, selectors.reinforce)
     scenes = world.batches(BATCH, seed=seed + 1)
     follow = None if watch is None else (lambda step: watch(step, model))
     selectors.learn(model, scenes, loss, steps=STEPS, rates=RATES, watch=follow, label=arm)
