@@ -63,7 +63,7 @@ def hybrid(name: str, *, rank: int = 32) -> PeftModel:
     Args:
         name: such as "qwen2-vl-7b", one of `models.FULL_SIZE` that sees images.
 
-    Taught in: notebook 09, section 6.
+    Taught in: notebook 09, section 8.
     """
     base = models.full_size(name)
     width = base.config.get_text_config().hidden_size
@@ -76,7 +76,7 @@ def hybrid(name: str, *, rank: int = 32) -> PeftModel:
 def cost(name: str, *, rank: int = 32) -> Cost:
     """Counts of `hybrid`.
 
-    Taught in: notebook 09, section 6.
+    Taught in: notebook 09, section 8.
     """
     base, wrapped = models.full_size(name), hybrid(name, rank=rank)
     trained = {name: p.numel() for name, p in wrapped.named_parameters() if p.requires_grad}
@@ -101,7 +101,7 @@ def as_in_the_repository(width: int) -> nn.Module:
     Args:
         width: of the decoder's vectors.
 
-    Source: arr-coc-0-1, ``knowing.py`` and ``balancing.py``. Taught in: notebook 09, section 6.
+    Source: arr-coc-0-1, ``knowing.py`` and ``balancing.py``. Taught in: notebook 09, section 8.
     """
     with torch.device("meta"):
         scorer = nn.Sequential(nn.Conv2d(13, 64, 1), nn.ReLU(), nn.Conv2d(64, width, 1))

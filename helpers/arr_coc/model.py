@@ -99,7 +99,7 @@ class Vision(nn.Module):
 class ArrCoc(PreTrainedModel):
     """Vision, knowing, balancing, attending and a Llama decoder that answers with one word.
 
-    Taught in: notebook 09, sections 3 to 5.
+    Taught in: notebook 09, sections 3 to 6.
     """
 
     config_class = ArrCocConfig

@@ -27,7 +27,7 @@ def config(*, rank: int = 32, dropout: float = 0.05, task_type: str | None = Non
         rank: alpha is twice as much.
         task_type: the note's is "CAUSAL_LM", for which peft wants a model that generates.
 
-    Source: the note, section 8. Taught in: notebook 09, section 5.
+    Source: the note, section 8. Taught in: notebook 09, section 7.
     """
     return LoraConfig(
         r=rank,
@@ -56,7 +56,7 @@ def in_four_bits(
         storage: dtype in which the packed codes are stored.
 
     Source: transformers, ``BitsAndBytesConfig.llm_int8_skip_modules``.
-    Taught in: notebook 09, section 6.
+    Taught in: notebook 09, section 8.
     """
     return quantization.load_in_4bit(
         folder, ArrCoc, compute_dtype=compute_dtype, kept=kept, storage=storage

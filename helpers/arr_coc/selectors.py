@@ -51,8 +51,8 @@ def reinforce(model: ArrCoc, given: Scenes) -> Tensor:
     good; one that is often wrong and sure of it makes a look at the right place cost more than a
     look elsewhere, and the modules would learn to avoid what was asked for.
 
-    Source: Williams 1992, with the mean reward as the baseline; the draw's probability is
-    Plackett and Luce's, cell after cell without replacement.
+    Source: Williams 1992, with the mean reward as the baseline and its spread as the unit; the
+    draw's probability is Plackett and Luce's, cell after cell without replacement.
     """
     noise = gumbel(given.images.new_empty(len(given), CELLS))
     look = model.look(given.images, given.questions, noise=noise)
@@ -63,7 +63,8 @@ def reinforce(model: ArrCoc, given: Scenes) -> Tensor:
     answer = model.read(given.images, given.questions, look.chosen)
     each = functional.cross_entropy(answer, given.answers, reduction="none")
     reward = (-each.detach()).exp()
-    return each.mean() - ((reward - reward.mean()) * drawn).mean()
+    advantage = (reward - reward.mean()) / (reward.std() + 1e-6)
+    return each.mean() - (advantage * drawn).mean()
 
 
 def proxy(model: ArrCoc, given: Scenes) -> Tensor:
