@@ -60,10 +60,11 @@ def inspect(model: nn.Module) -> Report:
     """Look at a model before training it or saving it, with or without an adapter.
 
     Reports what trains and what is frozen; targets and modules to save that were asked for and
-    not found; mixed dtypes; parameters that train and would be lost by ``save_pretrained``;
-    trainable weights in quantised storage; adapters that are inactive, disabled or merged;
-    a head that stays at its random start; gradient checkpointing that cuts off the gradient or
-    drops a prefix. The model is left as it is.
+    not found; mixed dtypes; parameters that train and would be lost by ``save_pretrained``; a
+    second wrapping by ``get_peft_model`` and what it left over; trainable weights in quantised
+    storage; adapters that are inactive, disabled or merged; a head that stays at its random
+    start; gradient checkpointing that cuts off the gradient or drops a prefix. The model is left
+    as it is.
 
     Source: peft's page "Troubleshooting". Taught in: notebook 01, section 2.
     """

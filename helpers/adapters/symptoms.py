@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -29,6 +30,7 @@ from .patient import (
 
 SEVERITIES = ("error", "warning", "info")
 _HEADS = ("classifier", "score", "qa_outputs")
+_LORAS = ("LORA", "LORA with DoRA")
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -122,6 +124,52 @@ def _lost_on_save(patient: Patient) -> Iterator[Finding]:
             f"save_pretrained: {names_of(lost)}",
             "name their modules in modules_to_save of the config, and do not set "
             "requires_grad by hand",
+        )
+
+
+def _adapter_lost_on_save(patient: Patient) -> Iterator[Finding]:
+    """peft leaves out what stands under another adapter's name, and a layer's number is a name."""
+    for name, config in patient.configs.items():
+        if kind_of(config) not in _LORAS:
+            continue
+        own = [p for p in patient.parameters if p.adapter == name]
+        lost = [p for p in own if id(p.tensor) not in patient.saved]
+        if lost:
+            yield Finding(
+                "adapter-lost-on-save",
+                "error",
+                f"{len(lost)} of {len(own)} tensors of adapter {name!r} would be lost by "
+                f"save_pretrained: {names_of(lost)}",
+                "give every adapter a name that is no part of a module's name, such as a number",
+            )
+
+
+def _left_over(patient: Patient) -> Iterator[Finding]:
+    """`get_peft_model` on a base that it changed before keeps what the new config does not name."""
+    for name, config in patient.configs.items():
+        if kind_of(config) not in _LORAS or config.target_parameters:
+            continue
+        adapted = [n for n, layer in patient.tuner_layers.items() if name in layer.lora_A]
+        keys = {n: n.removeprefix("base_model.model.") for n in adapted}
+        left = [n for n, key in keys.items() if not check_target_module_exists(config, key)]
+        if left:
+            yield Finding(
+                "left-over",
+                "error",
+                f"{len(left)} layers have adapter {name!r} and its config does not name them, such "
+                f"as {left[0]}: they are left from an earlier adapter of that name",
+                "start from a fresh base, or take the old adapter off with model.unload()",
+            )
+
+
+def _wrapped_twice(patient: Patient) -> Iterator[Finding]:
+    if any(isinstance(m, PeftModel) for m in patient.model.modules() if m is not patient.model):
+        yield Finding(
+            "wrapped-twice",
+            "error",
+            "a model that was wrapped by peft was wrapped again: the names in its file fit no "
+            "plain base",
+            "call get_peft_model once, and model.add_adapter(name, config) for another adapter",
         )
 
 
@@ -317,6 +365,9 @@ CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
     _targets_not_found,
     _modules_to_save_not_found,
     _lost_on_save,
+    _adapter_lost_on_save,
+    _left_over,
+    _wrapped_twice,
     _resized_embedding,
     _quantised_training,
     _dtypes,

@@ -3,8 +3,9 @@
 The base (:mod:`helpers.arr_coc.base`) reads whatever it is shown and has no policy. Knowing,
 balancing and attending are trained on the answers' loss alone, by each way of
 :data:`helpers.arr_coc.selectors.LOSSES`, or, with REINFORCE, kept from something: from seeing the
-question, from weighing the maps, from more than one map. Untrained choices stand beside, at as many visual
-tokens. Every arm is evaluated on the same test rows by leaving out what was not chosen.
+question, from weighing the maps, from more than one map. Untrained choices stand beside, at as
+many visual tokens. Every arm is evaluated on the same test rows by leaving out what was not
+chosen.
 """
 
 from __future__ import annotations

@@ -20,8 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, stores, scores what was stored; 0 when done, 2 with one sentence when not."""
     parser = argparse.ArgumentParser(prog="python -m helpers.vlm", description=__doc__)
     parser.add_argument("--seed", type=int, default=SEED, help="(%(default)s)")
-    parser.add_argument("--out", metavar="FILE", type=Path, default=FILE, help="the file (the lesson's own)")
-    parser.add_argument("--further", action="store_true", help="go on with the cycles that FILE lacks")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, default=FILE, help="the file (the lesson's own)"
+    )
+    parser.add_argument(
+        "--further", action="store_true", help="go on with the cycles that FILE lacks"
+    )
     parser.add_argument("--score", action="store_true", help="score the stored file, train nothing")
     args = parser.parse_args(arguments)
     logging.set_verbosity_error()

@@ -58,9 +58,7 @@ def train(
     groups = parameter_groups(model)
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     rates = [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, cycle.steps, pct_start=0.1
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, cycle.steps, pct_start=0.1)
     weights = [weight for group in groups for weight in group["params"]]
     model.train()
     with tqdm(total=cycle.steps, desc="connector and LoRA learn", mininterval=10) as bar:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 
 from helpers import adapters, models
@@ -283,6 +284,41 @@ def test_checkpointing_that_drops_a_prefix(method: str) -> None:
     assert all((p.grad is None) is lost for p in model.prompt_encoder.parameters())
     model.gradient_checkpointing_disable()
     assert drops not in codes(model)
+
+
+# --- several adapters ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], r".*q_proj"])
+def test_a_second_config_keeps_layers_of_the_first(targets: list[str] | str) -> None:
+    base = models.tiny("llama")
+    first = get_peft_model(base, LoraConfig(r=8, **LORA))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = get_peft_model(base, LoraConfig(r=2, target_modules=targets))
+    finding = find(again, "left-over")
+    assert finding.what.startswith("2 layers") and "v_proj" in finding.what
+    assert "wrapped-twice" not in codes(again)
+    clean = get_peft_model(first.unload(), LoraConfig(r=2, target_modules=targets))
+    assert "left-over" not in codes(clean)
+
+
+def test_a_model_wrapped_twice() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twice = get_peft_model(llama(), LoraConfig(**LORA))
+    assert find(twice, "wrapped-twice").severity == "error"
+
+
+def test_an_adapter_named_as_a_layer(tmp_path: Path) -> None:
+    model = llama()
+    model.add_adapter("second", LoraConfig(**LORA))
+    assert "adapter-lost-on-save" not in codes(model)
+    model.add_adapter("1", LoraConfig(**LORA))
+    assert "4 of 8 tensors of adapter 'default'" in find(model, "adapter-lost-on-save").what
+    model.save_pretrained(tmp_path)
+    kept = load_file(tmp_path / "adapter_model.safetensors")
+    assert len(kept) == 4 and not any("layers.1." in name for name in kept)
 
 
 # --- the report ----------------------------------------------------------------------------
