@@ -5,6 +5,7 @@ names the rule that was broken and the values that broke it.
 """
 
 from .exercises import Broken, Passed, lora_layer, targets, trainable_parameters
+from .of_failures import lost_on_save, trustworthy_losses
 from .of_hybrid import hybrid_flags, log_of_draw
 from .of_memory import four_bit_bytes, peak_bytes
 from .of_merging import timing_verdict, weighted_sum
@@ -30,6 +31,7 @@ __all__ = [
     "look",
     "lora_layer",
     "lora_ranks",
+    "lost_on_save",
     "machine",
     "merged_input",
     "peak_bytes",
@@ -40,5 +42,6 @@ __all__ = [
     "tower_pattern",
     "tower_ranks",
     "trainable_parameters",
+    "trustworthy_losses",
     "weighted_sum",
 ]
