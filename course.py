@@ -6,6 +6,8 @@
     python course.py models       only fetch and check the base models and data sets
     python course.py experiments  run the studies that are too slow for a lesson
     python course.py bench        the training loop's speed beside two others
+    python course.py slides       slides of the lessons, from their stored outputs
+    python course.py learner      copies of the lessons without the solutions
 
 More arguments follow two dashes: `python course.py test -- -k models`.
 Only the standard library is used here, since nothing else is installed when it starts.
@@ -478,12 +480,12 @@ def test(python: Path, extra: list[str]) -> int:
     return hand_over(python, command, CHECKOUT)
 
 
-def program(module: str) -> Callable[[Path, list[str]], int]:
+def program(*module_and_words: str) -> Callable[[Path, list[str]], int]:
     """A command that only runs a module of the course, with the extra arguments."""
 
     def command(python: Path, extra: list[str]) -> int:
         assets(python)
-        return hand_over(python, [module, *extra], CHECKOUT)
+        return hand_over(python, [*module_and_words, *extra], CHECKOUT)
 
     return command
 
@@ -500,6 +502,8 @@ COMMANDS = {
     "models": models,
     "experiments": program("helpers.experiments"),
     "bench": program("helpers.bench"),
+    "slides": program("helpers.workshop", "slides"),
+    "learner": program("helpers.workshop", "learner"),
 }
 
 

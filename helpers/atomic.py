@@ -1,4 +1,4 @@
-"""Folders that stand under their name whole or not at all."""
+"""Files and folders that stand under their name whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import ctypes
 import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
+
+
+def put_text(text: str, path: Path) -> None:
+    """Write a text beside ``path`` and rename it, so that no reader meets half a file.
+
+    A file that stands there keeps its rights.
+
+    Raises:
+        OSError: a folder that cannot be written, or a full disk; the old file is then as it was.
+    """
+    number, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
+    os.close(number)
+    part = Path(name)
+    try:
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.chmod(path.stat().st_mode if path.exists() else 0o644)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def put_folder(part: Path, target: Path) -> None:

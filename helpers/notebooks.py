@@ -9,7 +9,6 @@ import difflib
 import os
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from helpers import stamp
+from helpers.atomic import put_text
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 CELL_SECONDS = 900  # a lesson takes two minutes; a busy machine takes several times as long
@@ -90,15 +90,7 @@ def _without_folders(line: str) -> str:
 def store(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Writes a notebook beside `path` and renames it, so that no reader meets half a file."""
     nbformat.validate(notebook)
-    number, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    os.close(number)
-    part = Path(name)
-    try:
-        part.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8", newline="\n")
-        part.chmod(path.stat().st_mode if path.exists() else 0o644)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    put_text(nbformat.writes(notebook) + "\n", path)
 
 
 def find(names: list[str], folder: Path = NOTEBOOKS) -> list[Path]:

@@ -28,7 +28,7 @@ class Machine:
     """What `look` found; memory and disk in GiB.
 
     `packages`: name to (range that pyproject.toml asks for, installed version), either None when
-    unknown. `cached`: name of each archive of the course to whether it stands ready offline.
+    unknown. `cached`: name of each archive of the lessons to whether it stands ready offline.
     """
 
     python: tuple[int, int, int]
@@ -52,7 +52,7 @@ def look() -> Machine:
         free_disk=shutil.disk_usage(_existing(assets.cache_dir())).free / 2**30,
         cores=_cores(),
         device=_device(),
-        cached={name: _cached(name) for name in assets.assets()},
+        cached={name: _cached(name) for name in assets.of_lessons()},
         offline=os.environ.get("HF_HUB_OFFLINE") == "1",
     )
 
