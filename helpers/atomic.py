@@ -7,6 +7,8 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
@@ -29,6 +31,27 @@ def put_text(text: str, path: Path) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside ``target`` to write into; it gets that name when the block ends.
+
+    A block that fails, or that somebody stops, leaves what stood there before, and nothing else.
+
+    Raises:
+        OSError: see `put_folder`.
+
+    Taught in: notebook 07, section 8.
+    """
+    part = beside(target, "part")
+    shutil.rmtree(part, ignore_errors=True)  # what a killed process left
+    part.mkdir(parents=True)
+    try:
+        yield part
+        put_folder(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def put_folder(part: Path, target: Path) -> None:

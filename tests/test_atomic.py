@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from helpers import atomic
-from helpers.atomic import beside, put_folder
+from helpers.atomic import beside, put_folder, whole_folder
 
 # A process that replaces a folder and is killed at a moment that an argument names.
 KILLED = """
@@ -74,6 +74,22 @@ def test_what_was_there_is_replaced_and_gone(part, target, tmp_path):
     (target / "of the old one").write_text("not to be mixed in")
     put_folder(part, target)
     assert names(tmp_path) == ["run"] and whole(target) == "new"
+
+
+def test_a_block_writes_a_whole_folder(target, tmp_path):
+    folder(beside(target, "part"), "left by a kill")
+    with whole_folder(target) as inside:
+        assert not list(inside.iterdir())
+        (inside / "one").write_text("new")
+    assert names(tmp_path) == ["run"] and names(target) == ["one"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_a_block_that_fails_leaves_what_was_there(target, tmp_path, stop):
+    with pytest.raises(stop), whole_folder(target) as inside:
+        (inside / "one").write_text("new")
+        raise stop
+    assert names(tmp_path) == ["run"] and whole(target) == "old"
 
 
 def test_where_names_cannot_be_swapped(part, target, tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from helpers.assets import sha256
-from helpers.atomic import beside, put_folder
+from helpers.atomic import beside, whole_folder
 from helpers.models.names import unknown
 
 from .fitting import Shapes, misfit
@@ -146,18 +145,14 @@ def save(
     folder = Path(folder).resolve()
     adapter = _chosen(model, adapter)
     _refuse_occupied(folder, replace)
-    part = beside(folder, "part")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # what a killed save left
-        _write(model, adapter, part)
-        put_folder(part, folder)
+        with whole_folder(folder) as part:
+            _write(model, adapter, part)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         raise AdapterFileError(
             f"{folder} could not be written ({error}); make room or name another folder and save "
             "again, the model is still in memory and nothing that was there has changed."
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

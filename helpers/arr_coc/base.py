@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ from torch.nn import functional
 
 from helpers import training
 from helpers.assets import DATA
-from helpers.atomic import beside, put_folder
+from helpers.atomic import whole_folder
 
 from . import world
 from .model import ArrCoc, ArrCocConfig
@@ -96,10 +95,8 @@ def train_base(watch: Callable[[int, ArrCoc], None] | None = None) -> ArrCoc:
 
 def store(model: ArrCoc) -> None:
     """Put the base in its place in the repository, whole or not at all."""
-    part = beside(FOLDER, "part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    put_folder(part, FOLDER)
+    with whole_folder(FOLDER) as part:
+        model.save_pretrained(part)
 
 
 class _Sees(nn.Module):

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from helpers import assets, data, training
-from helpers.atomic import beside, put_folder
+from helpers.atomic import whole_folder
 from helpers.data import IGNORED
 
 SIDE, PATCH, HIDDEN, HEADS = 32, 8, 128, 4
@@ -145,10 +145,9 @@ def store(folder: Path = STORED) -> None:
     Raises:
         AssetError: easy-VQA is missing.
     """
-    part = beside(folder, "part")
-    _train().save_pretrained(part)
-    (part / "generation_config.json").unlink()  # defaults only
-    put_folder(part, folder)
+    with whole_folder(folder) as part:
+        _train().save_pretrained(part)
+        (part / "generation_config.json").unlink()  # defaults only
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from helpers import adapters, quantization
-from helpers.atomic import beside, put_folder
+from helpers.atomic import whole_folder
 from helpers.quantization.loading import AutoClass
 
 from .exact import Batch, MergeError, difference, on_and_off, output
@@ -129,15 +128,10 @@ def merge_for_deployment(
     route = route or ("dequantised" if _four_bit_layers(kept) else "full precision")
     sum_ = _merge(kept, route, base, dtype)
     _refuse_not_finite(sum_)
-    part = beside(out, f"{os.getpid()}.part")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole_folder(out) as part:
         sum_.save_pretrained(part)
         companions = _bring_along(part, [folder, base])
         error = _checked(sum_, part, batch, on, off, route, dtype)
-        put_folder(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))
     return Deployed(out, route, dtype, error, size, companions)
 

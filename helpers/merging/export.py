@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from helpers.atomic import beside, put_folder
+from helpers.atomic import whole_folder
 
 INPUTS = ("input_ids", "attention_mask")
 MODEL = "model.onnx"
@@ -49,19 +47,13 @@ def to_onnx(model: PreTrainedModel, folder: Path | str, *, tolerance: float = 1e
     """
     folder = Path(folder)
     _refuse(model, folder)
-    part = beside(folder, f"{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as part:
         _export(model, part / MODEL)
         if (gap := largest_gap(model, part / MODEL)) > tolerance:
             raise ExportError(
                 f"the file's outputs differ by {gap:.1e} of the largest one, more than "
                 f"{tolerance:.0e}; nothing was written."
             )
-        put_folder(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder / MODEL
 
 

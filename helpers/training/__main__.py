@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from transformers import (
 )
 
 from helpers import adapters, data, models, quantization, training
-from helpers.atomic import beside, put_folder
+from helpers.atomic import whole_folder
 
 TASKS = ("trivia", *data.DOMAINS, "tiny")
 
@@ -190,13 +189,11 @@ def write(
     model, weights: dict | None, history: training.History, out: Path, processes: int
 ) -> None:
     """Adapter and losses into a folder beside, then into place."""
-    part = beside(out, "part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, state_dict=weights)
     losses = {"losses": history.losses, "tokens": history.tokens, "processes": processes}
-    text = json.dumps(losses, indent=1)
-    (part / "losses.json").write_text(text, encoding="utf-8")
-    put_folder(part, out)
+    with whole_folder(out) as part:
+        model.save_pretrained(part, state_dict=weights)
+        text = json.dumps(losses, indent=1)
+        (part / "losses.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from helpers import adapters, models, quantization
+from helpers import adapters, atomic, models, quantization
 from helpers.adapters import __main__ as cli
-from helpers.adapters import files
 from helpers.adapters.files import CONFIG, PICKLE, SUMS, WEIGHTS, AdapterFileError, check_folder
 from helpers.atomic import beside
 
@@ -33,6 +32,7 @@ from pathlib import Path
 import peft.peft_model
 sys.path.insert(0, sys.argv[1])
 from test_files import MOMENTS, trained
+from helpers import atomic
 from helpers.adapters import files
 
 def die(*_):
@@ -44,7 +44,7 @@ def half(tensors, path, **_):
 
 def save(folder, moment):
     if moment == "before the name":
-        files.put_folder = die
+        atomic.put_folder = die
     else:
         peft.peft_model.safe_save_file = half
     if moment.endswith("peft alone"):
@@ -442,7 +442,7 @@ def test_a_disk_that_takes_no_more(folder, tmp_path, monkeypatch, number):
     def full(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(files, "put_folder", full)
+    monkeypatch.setattr(atomic, "put_folder", full)
     before = (folder / WEIGHTS).read_bytes()
     with pytest.raises(AdapterFileError, match="could not be written .*still in memory"):
         adapters.save(trained(seed=4), folder, replace=True)

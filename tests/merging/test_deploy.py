@@ -12,7 +12,7 @@ from block_wide_llama import block_wide_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from helpers import adapters, merging, models, quantization
+from helpers import adapters, atomic, merging, models, quantization
 from helpers.adapters import replication
 from helpers.merging import deploy, exact
 from helpers.merging.__main__ import main
@@ -213,7 +213,7 @@ def test_a_write_that_fails_leaves_nothing(base: Path, tmp_path: Path, monkeypat
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(deploy, "put_folder", full)
+    monkeypatch.setattr(atomic, "put_folder", full)
     with pytest.raises(OSError, match="No space"):
         merging.merge_for_deployment(adapted(base), tmp_path / "out")
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*out*"))
