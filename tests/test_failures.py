@@ -293,4 +293,4 @@ def test_each_report_is_named_by_project_and_number() -> None:
         for name, link in re.findall(r"\[([^\]]+)\]\((https://[^)]+)\)", text):
             assert re.fullmatch(r"https://github\.com/[\w-]+/[\w-]+/(issues|pull)/\d+", link)
             assert name.split()[-1] == link.rsplit("/", 1)[-1] and f"/{name.split()[0]}/" in link
-        assert "**Symptom:**" in text and ("Reported as" in text or "no public report" in text)
+        assert "**Symptom:**" in text and ("Reports of this" in text or "no public report" in text)

@@ -140,7 +140,8 @@ def _adapter_lost_on_save(patient: Patient) -> Iterator[Finding]:
                 "error",
                 f"{len(lost)} of {len(own)} tensors of adapter {name!r} would be lost by "
                 f"save_pretrained: {names_of(lost)}",
-                "give every adapter a name that is no part of a module's name, such as a number",
+                "rename the other adapter: a name that is part of a module's name, such as '1' or "
+                "'mlp', hides what stands under it",
             )
 
 

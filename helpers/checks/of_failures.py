@@ -77,7 +77,12 @@ def lost_on_save(answer: Lost) -> Passed:
         if missed := expected - found:
             raise Broken(rule, f"{min(missed)} trains and is not in the file, and was not named")
         if more := found - expected:
-            raise Broken(rule, f"{min(more)} is in the file, or does not train")
+            why = (
+                "is in the file"
+                if model.get_parameter(min(more)).requires_grad
+                else "does not train"
+            )
+            raise Broken(rule, f"{min(more)} {why}")
     return Passed("passed: nothing lost, a base weight, an original under its copy, and a head")
 
 
