@@ -1,4 +1,4 @@
-"""Folders that stand under their name whole or not at all."""
+"""Files and folders that stand under their name whole or not at all."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def put_folder(part: Path, target: Path) -> None:
     else:
         _replace_in_two_steps(part, target)
     _sync(target.parent)
+
+
+def put_text(target: Path, text: str) -> None:
+    """Write a text file beside ``target``, then rename it: nobody ever reads half of it."""
+    part = beside(target, f"{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def beside(target: Path, kind: str) -> Path:
