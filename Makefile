@@ -3,10 +3,10 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help lab test notebooks models experiments bench
+.PHONY: help lab test notebooks models experiments bench site
 
 help:
 	@$(PYTHON) course.py --help
 
-lab test notebooks models experiments bench:
+lab test notebooks models experiments bench site:
 	@$(PYTHON) course.py $@ -- $(ARGS)
