@@ -1,5 +1,6 @@
 """What Sphinx reads: copies of the course's own texts, with the few changes that a site needs."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from helpers import stamp
 from helpers.claims.page import PAGE
 
 LICENCES = "data/LICENSES.md"
@@ -15,6 +17,7 @@ _BADGE = re.compile(r"\[!\[([^\]]*)\]\([^)]*\)\]")  # a picture from elsewhere t
 _LESSON = re.compile(r"\[([^\]]+)\]\((notebooks/[\w.-]+)\.ipynb\)")
 _TEST = re.compile(r"\]\(\.\./tests/([\w/]+)\.py\)")
 _ANCHOR = re.compile(r'<a id="(\w+)"></a>(\w+)')
+_LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)")
 _TAGS = {"colab": "remove-cell", "solution": "hide-input"}
 
 
@@ -25,15 +28,17 @@ def stage(root: Path, target: Path) -> None:
         root: the repository.
         target: the folder; its `docs` is Sphinx's configuration, copied from `docs/` too.
     """
-    _put(target / "index.md", front_page(root))
+    _put(target / "index.md", outward(front_page(root), root, "."))
     for file in sorted((root / "notebooks").glob("*.ipynb")):
         notebook = lesson(nbformat.read(file, as_version=4))
+        for cell in (cell for cell in notebook.cells if cell.cell_type == "markdown"):
+            cell.source = outward(cell.source, root, "notebooks")
         _put(target / "notebooks" / file.name, nbformat.writes(notebook))
     claims = (root / PAGE).read_text(encoding="utf-8")
     for name in sorted(set(_TEST.findall(claims))):
         _put(target / "tests" / f"{name}.md", source_page(root, f"tests/{name}.py"))
     _put(target / PAGE, claims_page(claims))
-    _put(target / LICENCES, licences(root))
+    _put(target / LICENCES, outward(licences(root), root, "data"))
     shutil.copytree(root / "docs" / "site", target / "docs" / "site")
 
 
@@ -68,6 +73,27 @@ def lesson(notebook: NotebookNode) -> NotebookNode:
         if cell.cell_type == "markdown":
             cell.source = _BADGE.sub(r"[\1]", cell.source)
     return notebook
+
+
+def outward(text: str, root: Path, folder: str) -> str:
+    """The text with links to files that are no page of the site led to the repository's address.
+
+    Args:
+        text: Markdown.
+        root: the repository.
+        folder: where in the repository the text stands; its links are relative to that.
+    """
+
+    def lead(link: re.Match[str]) -> str:
+        path = os.path.normpath(f"{folder}/{link[1]}").replace(os.sep, "/")
+        if path == "README.md":
+            return f"]({os.path.relpath('index.md', folder).replace(os.sep, '/')}"
+        is_page = path in (PAGE, LICENCES) or path.endswith(".ipynb")
+        if is_page or not (root / path).exists():  # what is not there is for Sphinx to complain of
+            return link[0]
+        return f"]({stamp.address(root)}/blob/main/{path}"
+
+    return _LINK.sub(lead, text)
 
 
 def claims_page(text: str) -> str:

@@ -5,6 +5,7 @@ import re
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from helpers import stamp
 from helpers.claims.book import ROOT
 from helpers.site import __main__ as command
 from helpers.site import build, stage
@@ -51,6 +52,24 @@ def test_a_lesson_is_shown_without_colab_and_with_folded_solutions():
         ["solution", "x", "hide-input"],
         [],
     ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "link", "shown"),
+    [
+        ("notebooks", "../helpers/data.py", "ADDRESS/blob/main/helpers/data.py"),
+        (".", "tests", "ADDRESS/blob/main/tests"),
+        ("notebooks", "../README.md", "../index.md"),
+        ("notebooks", "01_peft_basics.ipynb#next", "01_peft_basics.ipynb#next"),
+        (".", "docs/claims.md#c001", "docs/claims.md#c001"),
+        (".", "absent.md", "absent.md"),
+        (".", "#here", "#here"),
+        (".", "https://example.org/README.md", "https://example.org/README.md"),
+    ],
+)
+def test_a_file_that_is_no_page_is_linked_in_the_repository(folder, link, shown):
+    expected = shown.replace("ADDRESS", stamp.address(ROOT))
+    assert stage.outward(f"a [b]({link}) c", ROOT, folder) == f"a [b]({expected}) c"
 
 
 def test_a_claim_has_an_anchor_and_a_test_has_a_page(staged):
