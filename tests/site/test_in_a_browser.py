@@ -5,7 +5,8 @@ Skipped unless the extra `site` is installed, so it is no part of a fresh `make 
 
     python -m pytest tests/site -k browser
 
-It takes some minutes: the accessibility rules look at every coloured word of every cell.
+It takes about nine minutes on two busy cores: the accessibility rules look at every coloured word
+of every cell.
 """
 
 import functools
