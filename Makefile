@@ -3,10 +3,10 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help lab test notebooks models experiments bench slides learner
+.PHONY: help lab test notebooks models experiments bench slides learner site
 
 help:
 	@$(PYTHON) course.py --help
 
-lab test notebooks models experiments bench slides learner:
+lab test notebooks models experiments bench slides learner site:
 	@$(PYTHON) course.py $@ -- $(ARGS)

@@ -8,6 +8,7 @@
     python course.py bench        the training loop's speed beside two others
     python course.py slides       slides of the lessons, from their stored outputs
     python course.py learner      copies of the lessons without the solutions
+    python course.py site         the lessons and claims as a site, in build/site
 
 More arguments follow two dashes: `python course.py test -- -k models`.
 Only the standard library is used here, since nothing else is installed when it starts.
@@ -157,8 +158,17 @@ def fingerprint(checkout: Path) -> str:
 
 def requirements(checkout: Path) -> list[str]:
     """Every requirement of pyproject.toml, those of the extra `dev` included."""
-    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["dependencies"] + project["optional-dependencies"]["dev"]
+    return read_project(checkout)["dependencies"] + requirements_of("dev", checkout)
+
+
+def requirements_of(extra: str, checkout: Path) -> list[str]:
+    """The requirements of one extra of pyproject.toml."""
+    return read_project(checkout)["optional-dependencies"][extra]
+
+
+def read_project(checkout: Path) -> dict:
+    """The table `project` of pyproject.toml."""
+    return tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def cache_folder() -> Path:
@@ -223,7 +233,7 @@ def install(checkout: Path, venv: Path, expected: str, handle: int) -> None:
     write_stamp(venv, UNFINISHED)
     if fresh:
         make(venv, handle)
-    pip_install(checkout, venv, handle)
+    pip_install(checkout, venv, requirements(checkout), handle)
     make_importable(checkout, venv)
     write_stamp(venv, expected)
     say("The environment is complete.")
@@ -290,9 +300,8 @@ def make(venv: Path, handle: int) -> None:
         )
 
 
-def pip_install(checkout: Path, venv: Path, handle: int) -> None:
-    """Installs what pyproject.toml asks for, in the versions of constraints.txt."""
-    needed = requirements(checkout)
+def pip_install(checkout: Path, venv: Path, needed: list[str], handle: int) -> None:
+    """Installs requirements, in the versions of constraints.txt."""
     say(f"Installing {len(needed)} packages and what they need, in the versions that were tested")
     command = [str(venv_python(venv)), "-m", "pip", "install", "--disable-pip-version-check"]
     command += ["--no-input", "--constraint", str(checkout / "constraints.txt"), *needed]
@@ -418,6 +427,26 @@ def this_python() -> Path:
     return Path(sys.executable)
 
 
+def install_extra(python: Path, extra: str) -> None:
+    """Adds the packages of an extra to the environment; with `--no-venv` it only looks for them.
+
+    Raises:
+        SetupError: a package is missing, or pip failed.
+    """
+    needed = requirements_of(extra, CHECKOUT)
+    if python == Path(sys.executable):
+        missing = [name for name in map(name_of, needed) if not is_installed(name)]
+        if missing:
+            raise SetupError(
+                f"{sys.executable} lacks {', '.join(missing)}: leave out --no-venv, or run "
+                f"`pip install --constraint constraints.txt {' '.join(map(repr, needed))}`."
+            )
+        return
+    venv = python.parent.parent
+    with lock(venv.parent / f"{venv.name}.lock") as handle:
+        pip_install(CHECKOUT, venv, needed, handle)
+
+
 def name_of(requirement: str) -> str:
     """The package's name in a requirement such as "torch>=2.6,<3"."""
     end = next((i for i, letter in enumerate(requirement) if letter in "<>=!~[; "), None)
@@ -495,6 +524,12 @@ def models(python: Path, extra: list[str]) -> int:
     return hand_over(python, ["helpers.assets", *extra], CHECKOUT)
 
 
+def site(python: Path, extra: list[str]) -> int:
+    """The rendered course in build/site, from the stored outputs; its tools are installed first."""
+    install_extra(python, "site")
+    return hand_over(python, ["helpers.site", *extra], CHECKOUT)
+
+
 COMMANDS = {
     "lab": lab,
     "test": test,
@@ -504,6 +539,7 @@ COMMANDS = {
     "bench": program("helpers.bench"),
     "slides": program("helpers.workshop", "slides"),
     "learner": program("helpers.workshop", "learner"),
+    "site": site,
 }
 
 

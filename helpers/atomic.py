@@ -14,7 +14,7 @@ from pathlib import Path
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 
-def put_text(text: str, path: Path) -> None:
+def put_text(path: Path, text: str) -> None:
     """Write a text beside ``path`` and rename it, so that no reader meets half a file.
 
     A file that stands there keeps its rights.

@@ -90,7 +90,7 @@ def _without_folders(line: str) -> str:
 def store(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Writes a notebook beside `path` and renames it, so that no reader meets half a file."""
     nbformat.validate(notebook)
-    put_text(nbformat.writes(notebook) + "\n", path)
+    put_text(path, nbformat.writes(notebook) + "\n")
 
 
 def find(names: list[str], folder: Path = NOTEBOOKS) -> list[Path]:

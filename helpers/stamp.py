@@ -5,7 +5,6 @@
 address.
 """
 
-import os
 import re
 import sys
 import tomllib
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
+
+from helpers.atomic import put_text
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
@@ -86,7 +87,7 @@ def stamp(root: Path, repository: str | None = None) -> list[Path]:
         notebook = nbformat.read(path, as_version=4)
         _stamp_notebook(notebook, repository, path.relative_to(root).as_posix())
         if notebook != nbformat.read(path, as_version=4):
-            _replace(path, nbformat.writes(notebook).rstrip("\n") + "\n")
+            put_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
             changed.append(path)
     return changed
 
@@ -109,14 +110,8 @@ def _rewrite(path: Path, change: Callable[[str, str], str], repository: str) -> 
     before = path.read_text(encoding="utf-8")
     after = change(before, repository)
     if after != before:
-        _replace(path, after)
+        put_text(path, after)
     return after != before
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(beside, path)
 
 
 def _link_start(repository: str) -> str:

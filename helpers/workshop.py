@@ -81,7 +81,7 @@ def slides(path: Path, out: Path) -> Path:
     lesson = with_slides(nbformat.read(path, as_version=4))
     page, _ = _exporter().from_notebook_node(lesson, {"metadata": {"name": path.stem}})
     target = out / f"{path.stem}.slides.html"
-    put_text(page, target)
+    put_text(target, page)
     return target
 
 

@@ -1,4 +1,4 @@
-"""Folders get their name whole or not at all, also when the process is killed in between."""
+"""Files and folders get their name whole or not at all, also when killed in between."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from helpers import atomic
-from helpers.atomic import beside, put_folder, whole_folder
+from helpers.atomic import beside, put_folder, put_text, whole_folder
 
 # A process that replaces a folder and is killed at a moment that an argument names.
 KILLED = """
@@ -173,3 +173,19 @@ def test_the_process_that_is_not_killed_ends_well(part, target):
 def replaced_in_a_process(part, target, moment):
     command = [sys.executable, "-c", KILLED, str(part), str(target), moment]
     return subprocess.run(command, check=False).returncode
+
+
+def test_a_text_is_replaced_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+    target = tmp_path / "page.md"
+    put_text(target, "old\n")
+    put_text(target, "new ü\n")
+    assert target.read_bytes() == "new ü\n".encode()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(atomic.os, "replace", full)
+    with pytest.raises(OSError, match="full"):
+        put_text(target, "newer")
+    assert [file.name for file in tmp_path.iterdir()] == ["page.md"]
+    assert target.read_text(encoding="utf-8") == "new ü\n"

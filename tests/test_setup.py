@@ -68,6 +68,7 @@ def test_conda_and_pip_install_the_same() -> None:
 
 def test_constraints_pin_every_dependency_inside_its_range() -> None:
     assert unmet(course.requirements(ROOT), pins()) == []
+    assert unmet(course.requirements_of("site", ROOT), pins()) == []
     assert pins()["torch"] == "2.13.0"
     assert unmet(["torch>=3", "numpy>=2"], pins()) == ["torch>=3"]
     assert unmet(["absent>=1"], pins()) == ["absent>=1"]
@@ -487,6 +488,31 @@ def test_lab_starts_jupyterlab_on_this_machine_with_its_token(handed: list[list[
     assert "--ip=localhost" in words
     assert any(word.endswith("/lab/tree/notebooks/00_start_here.ipynb") for word in words)
     assert not any("token" in word or "password" in word for word in words)
+
+
+def test_site_adds_its_tools_to_the_environment_then_builds(
+    handed: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: list[list[str]] = []
+    python = course.venv_python(tmp_path / ".venv")
+    monkeypatch.setattr(course, "environment", lambda checkout: python)
+    monkeypatch.setattr(
+        course, "pip_install", lambda checkout, venv, needed, handle: installed.append(needed)
+    )
+    assert course.main(["site", "--", "--check"]) == 0
+    assert handed == [["helpers.site", "--check"]]
+    (needed,) = installed
+    assert "sphinx" in [course.name_of(line) for line in needed]
+    assert not set(needed) & set(course.requirements(ROOT)), "a tool of the site, no dependency"
+
+
+def test_site_without_a_virtual_environment_names_what_is_missing(
+    handed: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(course, "is_installed", lambda name: name != "furo")
+    monkeypatch.setattr(course, "this_python", lambda: Path(sys.executable))
+    assert course.main(["--no-venv", "site"]) == 1 and handed == []
+    assert "lacks furo: leave out --no-venv" in capsys.readouterr().err
 
 
 def test_test_checks_the_style_then_runs_pytest_once(

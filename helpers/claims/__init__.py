@@ -18,7 +18,7 @@ M is a number in the unit of the measurement, or "5 % of gain": of what b improv
 untrained model. Every rule but `all` also takes a dict of condition to value: each value is held
 to the rule, and a claim that holds for some of them only is *partly* true.
 
-Command line: `python -m helpers.claims status | update | check`.
+Command line: `python -m helpers.claims status | update | check | page`.
 """
 
 from .book import VERDICTS, Claim, find, ledger

@@ -40,13 +40,17 @@ def in_notebooks(root: Path) -> list[Found]:
     return [Found(place, line) for place, cell in _cells(root) for line in _shown(cell)]
 
 
+def _notebooks(root: Path) -> list[Path]:
+    files = sorted((root / "notebooks").rglob("*.ipynb"))
+    return [file for file in files if ".ipynb_checkpoints" not in file.parts]
+
+
 def _cells(root: Path) -> Iterator[tuple[str, dict]]:
     """Notebook and code cell, in order."""
-    for file in sorted((root / "notebooks").rglob("*.ipynb")):
-        if ".ipynb_checkpoints" not in file.parts:
-            for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
-                if cell["cell_type"] == "code":
-                    yield file.relative_to(root).as_posix(), cell
+    for file in _notebooks(root):
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                yield file.relative_to(root).as_posix(), cell
 
 
 def _shown(cell: dict) -> list[str]:
@@ -56,6 +60,24 @@ def _shown(cell: dict) -> list[str]:
     ]
     lines = [line.strip() for text in texts for line in text.splitlines()]
     return [line for line in lines if parse_line(line)]
+
+
+_FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
+
+
+def headings(root: Path) -> dict[tuple[str, str], str]:
+    """Notebook and claim to the heading above the cell that settles it, "" where there is none."""
+    found: dict[tuple[str, str], str] = {}
+    for file in _notebooks(root):
+        place, above = file.relative_to(root).as_posix(), [""]
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "markdown":
+                above += _HEADING.findall(_FENCE.sub("", "".join(cell["source"])))
+            elif cell["cell_type"] == "code":
+                for line in _shown(cell):
+                    found.setdefault((place, Found(place, line).id), above[-1])
+    return found
 
 
 def in_tests(root: Path) -> list[tuple[str, str]]:
