@@ -12,7 +12,7 @@ from helpers import claims
 from helpers.claims import book, places
 from helpers.claims.__main__ import main
 
-OPEN = 5  # claims that later lessons settle; lower it when they do, never raise it
+OPEN = 0  # claims that later lessons settle; lower it when they do, never raise it
 SOURCE_SHA256 = "804c26313cab33ed7f702fb757ad677dca82c5f4c48a4d4a05b5302fa55cff69"
 SETTLED_SECTIONS = ("Overview", "1. Architecture and methods")
 
