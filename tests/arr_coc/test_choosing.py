@@ -51,6 +51,35 @@ def test_a_step_moves_the_modules_and_nothing_else(model, name):
     assert moved == ({"attending"} if frozen else set(selectors.MODULES))
 
 
+def test_reinforce_makes_a_draw_likelier_that_was_answered_well(model, given, monkeypatch):
+    """Cell 3 is always right, whatever was asked: its probability has to grow."""
+    selectors.only_modules(model)
+    some = given.rows(slice(32))
+
+    def read(images, questions, chosen, weight=None):
+        answers = torch.nn.functional.one_hot(some.answers, len(world.WORDS)).float()
+        seen = chosen[:, 3:4].float()
+        return (5 * answers * seen) + 0 * model.attending.detail.weight.sum()
+
+    monkeypatch.setattr(model, "read", read)
+
+    def share():
+        look = model.look(some.images, some.questions)
+        return (look.relevance / look.temperature.unsqueeze(1)).softmax(-1)[:, 3].mean().item()
+
+    before = share()
+    selectors.learn(model, iter([some] * 30), selectors.reinforce, steps=30, rates=(("", 1e-2),))
+    assert share() > before + 0.05
+
+
+def test_an_unsure_reader_has_a_flatter_loss(model, given):
+    torch.manual_seed(0)
+    selectors.only_modules(model)
+    sure, unsure = (selectors.answer_loss("topk", t)(model.eval(), given) for t in (1.0, 4.0))
+    uniform = math.log(len(world.WORDS))
+    assert abs(unsure.item() - uniform) < abs(sure.item() - uniform)
+
+
 def test_a_rate_goes_to_the_first_name_that_fits(model):
     selectors.only_modules(model)
     before = model.knowing.log_scale.clone(), model.balancing.decide[0].bias.clone()
