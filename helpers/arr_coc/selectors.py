@@ -156,7 +156,13 @@ def only_modules(model: ArrCoc) -> ArrCoc:
 
 @dataclass(frozen=True)
 class Score:
-    """How well a choice answers: shares of right answers, nats, share of needed cells chosen."""
+    """How well a choice answers.
+
+    Attributes:
+        accuracy: share of right answers, for each kind of question that is there.
+        loss: nats per question.
+        hit: how often a pattern's cell is among the chosen; NaN without such questions.
+    """
 
     accuracy: dict[str, float]
     loss: float
@@ -198,8 +204,8 @@ def without_training(name: str, given: Scenes, cells: int, seed: int = 0) -> Ten
 
 
 @torch.no_grad()
-def score(model: ArrCoc, given: Scenes, where: Tensor) -> Score:
-    """The frozen reader's answers when it sees these cells closely."""
+def score(model: nn.Module, given: Scenes, where: Tensor) -> Score:
+    """How the reader answers, whatever it was trained on, when it sees these cells closely."""
     model.eval()
     logits = torch.cat(
         [
@@ -208,15 +214,14 @@ def score(model: ArrCoc, given: Scenes, where: Tensor) -> Score:
         ]
     )
     right = (logits.argmax(-1) == given.answers).float()
-    needed = given.needed.sum(1) > 0
-    hits = (where & given.needed).sum(1)[needed] / given.needed.sum(1)[needed]
+    found = (where & given.needed)[given.kinds == KINDS.index("pattern")].any(1)
     accuracy = {
         kind: right[given.kinds == i].mean().item()
         for i, kind in enumerate(KINDS)
         if (given.kinds == i).any()
     }
     loss = functional.cross_entropy(logits, given.answers).item()
-    return Score(accuracy, loss, hits.mean().item() if len(hits) else float("nan"))
+    return Score(accuracy, loss, found.float().mean().item())
 
 
 def sensitivity(one: Tensor, other: Tensor) -> float:

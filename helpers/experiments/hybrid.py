@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.nn import functional
 
 from helpers.arr_coc import note, selectors, world
 from helpers.arr_coc.base import at_random, base
@@ -99,10 +98,10 @@ def adapted(arm: Arm, seed: int) -> nn.Module:
         selectors.only_modules(model)
         model.language_model.requires_grad_(arm.rates != (0.0,))
         return model
-    alpha, low = 2 * arm.rank, arm.modules == "low rank"
+    low = arm.modules == "low rank"
     config = LoraConfig(
         r=arm.rank,
-        lora_alpha=alpha,
+        lora_alpha=2 * arm.rank,
         target_modules=f"{arm.lora}|{LOOKING}" if low else arm.lora,
         rank_pattern={LOOKING: arm.module_rank} if low else {},
         alpha_pattern={LOOKING: 2 * arm.module_rank} if low else {},
@@ -140,25 +139,15 @@ def run(arms: dict[str, Arm], settings: dict, seed: int) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-@torch.no_grad()
 def measure(model: nn.Module, arm: Arm, given: world.Scenes, seed: int) -> dict[str, float]:
     """Accuracy for each kind of question, nats and hit rate, with the unchosen tokens left out."""
-    model.eval()
-    where = _where(model, arm, given, seed)
-    parts = torch.arange(len(given)).split(256)
-    logits = torch.cat([model.read(given.images[i], given.questions[i], where[i]) for i in parts])
-    right = (logits.argmax(-1) == given.answers).float()
-    pattern = given.kinds == 0
-    return {
-        **{kind: right[given.kinds == i].mean().item() for i, kind in enumerate(world.KINDS)},
-        "test_loss": functional.cross_entropy(logits, given.answers).item(),
-        "hit": (where & given.needed)[pattern].any(1).float().mean().item(),
-    }
+    measured = selectors.score(model, given, _where(model, arm, given, seed))
+    return {**measured.accuracy, "test_loss": measured.loss, "hit": measured.hit}
 
 
 def _where(model: nn.Module, arm: Arm, given: world.Scenes, seed: int) -> Tensor:
     if arm.cells == "modules":
-        return model.look(given.images, given.questions).chosen
+        return selectors.chosen(model, given)
     return selectors.without_training(arm.cells, given, CELLS, seed)
 
 

@@ -89,9 +89,9 @@ def run(settings: dict, seed: int) -> dict[str, float]:
     measured = selectors.score(model, given, where)
     pattern = given.kinds == 0
     found = {
-        **{kind: measured.accuracy[kind] for kind in world.KINDS},
+        **measured.accuracy,
         "test_loss": measured.loss,
-        "hit": (where & given.needed)[pattern].any(1).float().mean().item(),
+        "hit": measured.hit,
         "trap": selectors.score(model, trap, look(trap, CELLS)).accuracy["pattern"],
         "sensitivity": selectors.sensitivity(where[pattern], look(again, CELLS)[pattern]),
         "tokens": int(16 + 4 * where[0].sum()),
