@@ -3,10 +3,10 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help lab test notebooks models experiments bench slides learner site bundle
+.PHONY: help lab test notebooks models experiments bench slides learner site bundle versions
 
 help:
 	@$(PYTHON) course.py --help
 
-lab test notebooks models experiments bench slides learner site bundle:
+lab test notebooks models experiments bench slides learner site bundle versions:
 	@$(PYTHON) course.py $@ -- $(ARGS)

@@ -10,6 +10,7 @@
     python course.py learner      copies of the lessons without the solutions
     python course.py site         the lessons and claims as a site, in build/site
     python course.py bundle       all of it as one archive that needs no network, in build
+    python course.py versions     the tests on the oldest or newest libraries: `-- oldest`
 
 More arguments follow two dashes: `python course.py test -- -k models`.
 Only the standard library is used here, since nothing else is installed when it starts.
@@ -69,6 +70,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parent
 STAMP = "peft-measured.stamp"
 UNFINISHED = "unfinished"
+WORKERS = 2  # processes of `make test`; each holds a model or two
 OFFLINE = "offline"  # a folder that only a bundle has: packages, models, data
 BUNDLE = "bundle.json"  # in it: which system the packages are for, and their SHA-256
 FREE_BYTES = 4 * 10**9  # the environment, the base models, and what pip unpacks meanwhile
@@ -540,8 +542,12 @@ def lab_folder() -> Path:
 
 
 def test(python: Path, extra: list[str]) -> int:
-    """ruff, then one pytest over the tests and every notebook; pytest has the last word."""
+    """ruff, then one pytest over the tests and every notebook; pytest has the last word.
+
+    Two processes share the files, and the threads: two that both want every core hinder each other.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // WORKERS)))
     assets(python)
     for arguments in (["check"], ["format", "--check"]):
         say(f"ruff {' '.join(arguments)}")
@@ -552,7 +558,8 @@ def test(python: Path, extra: list[str]) -> int:
                 f"`{python} -m ruff check --fix .` and `{python} -m ruff format .` do it."
             )
     say("pytest, over the tests and every notebook")
-    command = ["pytest", "--nbval", "--nbval-current-env", *extra]
+    command = ["pytest", "--nbval", "--nbval-current-env", "--numprocesses", str(WORKERS)]
+    command += ["--dist", "loadfile", *extra]
     if not os.access(CHECKOUT, os.W_OK):
         command[1:1] = ["-p", "no:cacheprovider"]
     return hand_over(python, command, CHECKOUT)
@@ -590,6 +597,7 @@ COMMANDS = {
     "learner": program("helpers.workshop", "learner"),
     "site": site,
     "bundle": program("helpers.bundle"),
+    "versions": program("helpers.versions"),
 }
 
 

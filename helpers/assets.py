@@ -57,6 +57,7 @@ class Asset:
 
     @property
     def is_wheel(self) -> bool:
+        """Whether the archive is a wheel; otherwise it is a source archive."""
         return self.file.endswith(".whl")
 
 

@@ -2,6 +2,9 @@
 
 One process, the same model, the same batch, the routes taken in turn so that a noisy machine hits
 all of them; the figure is a ratio of medians, never an absolute time.
+
+Source: this course's own protocol: the variants take turns, and an A/A pair shows the noise.
+Taught in: notebook 05, section 6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """An existing server around merged models and adapters: `transformers serve`, on this machine only.
 
 The command does the same in a terminal: ``transformers serve --host 127.0.0.1 --port 8000``.
+
+Source: transformers' command `transformers serve`.
+Taught in: notebook 07, section 7.
 """
 
 from __future__ import annotations

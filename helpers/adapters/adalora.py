@@ -3,6 +3,9 @@
 AdaLoRA writes the update of a weight as P Λ Q with a diagonal Λ and prunes entries of Λ while it
 trains, the least important of all modules first (Zhang et al. 2023, "AdaLoRA", sections 3.1, 3.2).
 In peft P is `lora_B`, the diagonal of Λ is `lora_E`, and Q is `lora_A`.
+
+Source: AdaLoRA (Zhang et al. 2023), section 3.2; peft's AdaLoraConfig and update_and_allocate.
+Taught in: notebook 04, section 8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A doctor for models with adapters: what trains, what is frozen, what is wrong."""
+"""A doctor for models with adapters: what trains, what is frozen, what is wrong.
+
+Source: peft's troubleshooting guide; the checks are this course's own.
+Taught in: notebook 10, section 1.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What an adapter costs each time the model answers."""
+"""What an adapter costs each time the model answers.
+
+Source: this course's own count; Hu et al. 2021, section 4.1, on merged weights.
+Taught in: notebook 05, section 6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Which modules a `target_modules` pattern reaches, without wrapping the model."""
+"""Which modules a `target_modules` pattern reaches, without wrapping the model.
+
+Source: peft's `target_modules`: a list names endings, a string is a full pattern.
+Taught in: notebook 01, section 3.
+"""
 
 from __future__ import annotations
 
@@ -65,6 +69,7 @@ class Match:
 
     @property
     def note(self) -> str:
+        """All of it in words; empty when there is nothing to say."""
         parts = [self.raises] if self.raises else []
         if self.unmatched and not self.raises:
             parts.append("peft wraps the rest and says nothing about what it did not find.")

@@ -18,6 +18,8 @@ PREFIX_TYPES = ("PREFIX_TUNING", "CARTRIDGE")  # their virtual tokens live in th
 
 @dataclass(frozen=True)
 class Parameter:
+    """One weight of a model: whose it is (``part``, ``adapter``; "" for the base)."""
+
     name: str
     tensor: nn.Parameter
     part: str
@@ -36,10 +38,12 @@ class Patient:
     saved: set[int]
 
     def trainable(self, part: str | None = None) -> list[Parameter]:
+        """The weights that train, of one part or of all."""
         return [p for p in self.parameters if p.tensor.requires_grad and part in (None, p.part)]
 
 
 def look_at(model: nn.Module) -> Patient:
+    """The picture that every check reads; the model is not changed."""
     configs = dict(getattr(model, "peft_config", None) or {})
     layers = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     saved = {id(t) for name in configs for t in saved_tensors(model, name).values()}
@@ -64,6 +68,7 @@ def _active(
 
 
 def kind_of(config: PeftConfig) -> str:
+    """The method's name as peft spells it, and whether LoRA has DoRA's magnitudes."""
     name = str(config.peft_type.value)
     return "LORA with DoRA" if getattr(config, "use_dora", False) else name
 
@@ -102,17 +107,20 @@ def _part_of(name: str, owners: dict[str, nn.Module], adapters: set[str]) -> tup
 
 
 def size_of(tensor: Tensor) -> int:
+    """How many numbers a weight of any shape stands for, two in each byte of a 4-bit one."""
     holder = nn.Module()
     holder.register_parameter("p", tensor)
     return count(holder).total
 
 
 def dtype_of(tensor: Tensor) -> str:
+    """The dtype in words, or bitsandbytes' class for a quantised weight."""
     name = type(tensor).__name__
     return name if is_quantised(tensor) else str(tensor.dtype).removeprefix("torch.")
 
 
 def is_quantised(tensor: Tensor) -> bool:
+    """Whether a weight is stored in 8 or 4 bits."""
     # bitsandbytes may keep 4-bit weights in a floating-point storage type, so the class decides.
     return type(tensor).__name__ in ("Params4bit", "Int8Params") or not (
         tensor.is_floating_point() or tensor.is_complex()
@@ -120,6 +128,7 @@ def is_quantised(tensor: Tensor) -> bool:
 
 
 def names_of(parameters: list[Parameter], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
     shown = ", ".join(p.name for p in parameters[:limit])
     rest = len(parameters) - limit
     return shown + (f" and {rest} more" if rest > 0 else "")

@@ -3,6 +3,9 @@
 `LoraConfig(layer_replication=[[0, 4], [2, 5]])` stacks ranges of a model's layers. A layer that
 comes out twice has its weights once; only the adapters are its own. So whatever writes into a
 weight, as merging does, writes into every layer that holds it.
+
+Source: peft's `layer_replication`; safetensors and torch's storages.
+Taught in: notebook 04, section 11.
 """
 
 from __future__ import annotations

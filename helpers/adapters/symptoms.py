@@ -1,4 +1,8 @@
-"""The checks of the doctor: each looks at one thing that goes wrong, and says how to fix it."""
+"""The checks of the doctor: each looks at one thing that goes wrong, and says how to fix it.
+
+Source: peft's troubleshooting guide; the checks are this course's own.
+Taught in: notebook 10, section 1.
+"""
 
 from __future__ import annotations
 

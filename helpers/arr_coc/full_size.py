@@ -1,4 +1,8 @@
-"""What the hybrid would cost on a published model: counted on shapes without weights."""
+"""What the hybrid would cost on a published model: counted on shapes without weights.
+
+Source: transformers' Qwen2-VL; the modules' sizes are arr-coc-0-1's.
+Taught in: notebook 09, section 8.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 Every cell of the image gives one coarse token and four fine ones. The decoder always gets all
 coarse tokens; of the fine ones it gets those of the cells that the three modules chose, in raster
 order and at their own positions, so that leaving a token out is the same as masking it.
+
+Source: arr-coc-0-1, made small; transformers' Llama for the language part.
+Taught in: notebook 09, section 1.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 All of them end in the same choice of K cells, and all are evaluated by leaving out what was not
 chosen. They differ in how the answer's loss reaches the three modules.
+
+Source: Williams 1992 (REINFORCE); Kool et al. 2019 (sampling without replacement); the choices
+without training are this course's own.
+Taught in: notebook 09, section 4.
 """
 
 from __future__ import annotations
@@ -104,7 +108,8 @@ def learn(
 ) -> list[float]:
     """Train what asks for a gradient; the first text that a name contains sets its rate.
 
-    Returns the losses. A loss without a gradient (plain top-K on a frozen reader) changes nothing.
+    ``loss`` gives a scalar for a batch. Returns the losses. A loss without a gradient (plain top-K
+    on a frozen reader) changes nothing.
     """
     groups = []
     for i, (part, rate) in enumerate(rates):
@@ -205,7 +210,10 @@ def without_training(name: str, given: Scenes, cells: int, seed: int = 0) -> Ten
 
 @torch.no_grad()
 def score(model: nn.Module, given: Scenes, where: Tensor) -> Score:
-    """How the reader answers, whatever it was trained on, when it sees these cells closely."""
+    """How the reader answers, whatever it was trained on, when it sees these cells closely.
+
+    ``where`` is (rows, 16), True for such a cell.
+    """
     model.eval()
     logits = torch.cat(
         [
@@ -225,7 +233,10 @@ def score(model: nn.Module, given: Scenes, where: Tensor) -> Score:
 
 
 def sensitivity(one: Tensor, other: Tensor) -> float:
-    """1 - Jaccard's index of two choices, mean over rows: how much the question moves the look."""
+    """1 - Jaccard's index of two choices, mean over rows: how much the question moves the look.
+
+    Both are (rows, 16), True for a cell that is seen closely.
+    """
     both, either = (one & other).sum(1), (one | other).sum(1)
     return (1 - both / either).mean().item()
 

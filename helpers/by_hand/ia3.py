@@ -1,4 +1,8 @@
-"""(IA)3 by hand: a learned factor for every key, every value and every feed-forward activation."""
+"""(IA)3 by hand: a learned factor for every key, every value and every feed-forward activation.
+
+Source: (IA)3: Liu et al. 2022, section 3.3.
+Taught in: notebook 05, section 5.
+"""
 
 from __future__ import annotations
 

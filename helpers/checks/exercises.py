@@ -1,4 +1,8 @@
-"""Exercise checks in which the message names the broken rule."""
+"""Exercise checks in which the message names the broken rule.
+
+Source: this course's own.
+Taught in: notebook 01, section 1.
+"""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

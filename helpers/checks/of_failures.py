@@ -1,4 +1,8 @@
-"""The checks of the exercises on failures: losses to trust, and what a save leaves out."""
+"""The checks of the exercises on failures: losses to trust, and what a save leaves out.
+
+Source: this course's own.
+Taught in: notebook 10.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Checks of the exercises of lesson 03."""
+"""Checks of the exercises of lesson 03.
+
+Source: QLoRA (Dettmers et al. 2023), section 3, for the bytes.
+Taught in: notebook 03.
+"""
 
 from collections.abc import Callable, Sequence
 

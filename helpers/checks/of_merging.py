@@ -1,4 +1,8 @@
-"""Checks for the exercises on merging and serving."""
+"""Checks for the exercises on merging and serving.
+
+Source: this course's own.
+Taught in: notebook 07.
+"""
 
 from collections.abc import Callable
 

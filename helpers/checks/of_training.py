@@ -1,4 +1,8 @@
-"""Checks of the exercises of lesson 06."""
+"""Checks of the exercises of lesson 06.
+
+Source: transformers' TrainingArguments and EarlyStoppingCallback.
+Taught in: notebook 06.
+"""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,8 @@
-"""The pass/fail table of lesson 00: is this machine able to run the course?"""
+"""The pass/fail table of lesson 00: is this machine able to run the course?
+
+Source: this course's own.
+Taught in: notebook 00, section 1.
+"""
 
 import os
 import platform

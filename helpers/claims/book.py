@@ -1,4 +1,8 @@
-"""The ledger itself: the rows of `data/claims.csv`."""
+"""The ledger itself: the rows of `data/claims.csv`.
+
+Source: `data/claims.csv`, this course's ledger.
+Taught in: notebook 00, section 3.
+"""
 
 import csv
 import difflib

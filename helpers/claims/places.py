@@ -25,10 +25,12 @@ class Found:
 
     @property
     def parts(self) -> dict[str, str]:
+        """The columns of the ledger that the line states."""
         return parse_line(self.line) or {}
 
     @property
     def id(self) -> str:
+        """The claim that the line judges, such as C017."""
         return self.parts["id"]
 
 

@@ -1,4 +1,8 @@
-"""From a claim and a measurement to a verdict."""
+"""From a claim and a measurement to a verdict.
+
+Source: this course's own.
+Taught in: notebook 00, section 3.
+"""
 
 import os
 import re
@@ -110,7 +114,11 @@ def settle(id: str, measured: object) -> Judgement:
 
 
 def weigh(claim: Claim, measured: object) -> Judgement:
-    """`judge` for a claim in hand: a pure function of the row and the measurement."""
+    """`judge` for a claim in hand: a pure function of the row and the measurement.
+
+    Raises:
+        ClaimError: the claim has no rule yet, or the measurement does not fit its rule.
+    """
     if not claim.expects:
         raise ClaimError(f"{claim.id} has no rule yet: fill its `expects` in data/claims.csv.")
     rule = parse(claim.expects)

@@ -10,6 +10,9 @@ Equal for all arms: the steps, the batches and their order, the head, fp32 and a
 validation rows of the first seed. Losses are the task's own: the penalty on P and Q that peft adds
 to AdaLoRA's loss is left out when measuring. The sum of the ranks is equal at the end, the number
 of parameters is not quite, since a rank costs more in a wide layer; both are measured.
+
+Source: this course's own study of AdaLoRA (Zhang et al. 2023).
+Taught in: notebook 04, section 8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What the stored DoRA studies say: equal seconds, and how stable both methods are."""
+"""What the stored DoRA studies say: equal seconds, and how stable both methods are.
+
+Source: this course's own study of DoRA (Liu et al. 2024).
+Taught in: notebook 04, section 3.
+"""
 
 from __future__ import annotations
 

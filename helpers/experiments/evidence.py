@@ -1,4 +1,8 @@
-"""What the stored rank sweeps say: the tuned arms, and a rank with the strength of its evidence."""
+"""What the stored rank sweeps say: the tuned arms, and a rank with the strength of its evidence.
+
+Source: this course's own.
+Taught in: notebook 02, section 4.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,9 @@ every arm: the steps, the batches and their order. Each arm's learning rate is c
 rows. Fifty steps show who adapts fast, and no limit of what a part can learn.
 
 The second study gives each tower a rank of its own, on the shifts of :mod:`towers`.
+
+Source: this course's own study.
+Taught in: notebook 08, section 3.
 """
 
 from __future__ import annotations

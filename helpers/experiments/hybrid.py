@@ -7,6 +7,9 @@ or leave one map alone. All get the same scenes and steps, and modules that choo
 REINFORCE, with a rate of their own. Where targets or what trains of the decoder are compared, the
 rate is chosen on the first seed, on validation scenes; the other arms have LoRA's larger one. A
 second table compares modules in full with modules of low rank over more seeds.
+
+Source: this course's own study.
+Taught in: notebook 09, section 6.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Equal for all arms: the steps, the batches and their order, warm-up, fp32 arithmetic and the head.
 LoRA and QLoRA have rank 8 on query and value; QLoRA's base is in NF4 with double quantisation.
+
+Source: this course's own study.
+Taught in: notebook 06, section 2.
 """
 
 from __future__ import annotations

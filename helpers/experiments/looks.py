@@ -6,6 +6,9 @@ balancing and attending are trained on the answers' loss alone, by each way of
 question, from weighing the maps, from more than one map. Untrained choices stand beside, at as
 many visual tokens. Every arm is evaluated on the same test rows by leaving out what was not
 chosen.
+
+Source: this course's own study.
+Taught in: notebook 09, section 5.
 """
 
 from __future__ import annotations

@@ -13,6 +13,9 @@ computed with in fp32, so that only their own rounding counts.
 
 SmolLM2's weights come from a file of 4 bits on another grid (Q4_1), so how far its NF4 weights lie
 from the original is a matter of this model.
+
+Source: this course's own study.
+Taught in: notebook 07, section 3.
 """
 
 from __future__ import annotations
@@ -99,7 +102,7 @@ def predict(model: nn.Module, rows_each: int = ROWS) -> tuple[Tensor, Tensor]:
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """Root mean square difference of two models' logits."""
+    """Root mean square difference of two models' logits, which have the same shape."""
     return (one - other).square().mean().sqrt().item()
 
 

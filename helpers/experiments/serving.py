@@ -10,6 +10,9 @@ step that writes a word, with a cache of the words before it; 64 tokens is the r
 A seed is a repeat. Adapters have rank 16 as in the note; what they learned changes no time, so
 their numbers are random. The 4-bit base is loaded as the note loads it (NF4, double quantisation,
 bf16 compute); where the processor has AVX512-BF16, bitsandbytes repacks it for its faster kernel.
+
+Source: this course's own study.
+Taught in: notebook 07, section 6.
 """
 
 from __future__ import annotations

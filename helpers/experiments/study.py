@@ -1,4 +1,8 @@
-"""A study is a table of runs: each finished run is one appended row, so nothing is run twice."""
+"""A study is a table of runs: each finished run is one appended row, so nothing is run twice.
+
+Source: this course's own.
+Taught in: notebook 01, section 3.
+"""
 
 from __future__ import annotations
 

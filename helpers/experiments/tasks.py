@@ -1,4 +1,8 @@
-"""The MiniLM tasks that the studies share: data, head and score of each, loaded once a process."""
+"""The MiniLM tasks that the studies share: data, head and score of each, loaded once a process.
+
+Source: this course's own; data/LICENSES.md names the data.
+Taught in: notebook 02, section 2.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +99,7 @@ def rows(name: str) -> DatasetDict:
     )
 
 
-def collator(name: str):
+def collator(name: str) -> DataCollatorForTokenClassification | DataCollatorWithPadding:
     """Pads a batch of a task to its longest row."""
     padding = {"TOKEN_CLS": DataCollatorForTokenClassification}
     return padding.get(TASKS[name].task_type, DataCollatorWithPadding)(tokenizer())

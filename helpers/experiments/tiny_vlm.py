@@ -5,6 +5,9 @@ million parameters: small, and not pretrained at scale. It is built in the order
 ones are: the vision tower first learns to see (shape and colour as plain classes), then the whole
 model learns to answer. Only the questions about shape and colour are used, since most yes/no
 questions can be answered without the image. A word is a token; every answer is one word.
+
+Source: transformers' LlavaForConditionalGeneration, made small; easy-VQA.
+Taught in: notebook 08, section 3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The questions after "does it fit?": which cards are large enough, how large a batch may be."""
+"""The questions after "does it fit?": which cards are large enough, how large a batch may be.
+
+Source: this course's own.
+Taught in: notebook 03, section 9.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Named cards: what they hold and how PyTorch uses them."""
+"""Named cards: what they hold and how PyTorch uses them.
+
+Source: the vendors' data sheets, and torch's reports on such cards.
+Taught in: notebook 03, section 9.
+"""
 
 from __future__ import annotations
 

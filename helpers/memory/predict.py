@@ -1,4 +1,8 @@
-"""How much memory a training run takes on a card, without the card and without the weights."""
+"""How much memory a training run takes on a card, without the card and without the weights.
+
+Source: this course's own predictor, compared with measured runs.
+Taught in: notebook 03, section 6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""A prediction to read: as a table, in words, as a picture, and as plain numbers for a program."""
+"""A prediction to read: as a table, in words, as a picture, and as plain numbers for a program.
+
+Source: this course's own.
+Taught in: notebook 03, section 6.
+"""
 
 from __future__ import annotations
 

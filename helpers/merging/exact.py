@@ -1,4 +1,8 @@
-"""What a merge changes: nothing but rounding, and how much that is in each dtype."""
+"""What a merge changes: nothing but rounding, and how much that is in each dtype.
+
+Source: Hu et al. 2021, section 4.1; peft's merge_adapter and unmerge_adapter.
+Taught in: notebook 07, section 2.
+"""
 
 from __future__ import annotations
 
@@ -150,7 +154,7 @@ def difference(found: Tensor, on: Tensor, off: Tensor) -> MergeError:
 
 @torch.no_grad()
 def output(model: nn.Module, batch: Batch) -> Tensor:
-    """A model's logits, or its last hidden state where it has no head; fp32."""
+    """A model's logits, or its last hidden state where it has no head; fp32, (batch size, …)."""
     found = model(**batch)
     value = found.logits if "logits" in found else found.last_hidden_state
     return value.float()

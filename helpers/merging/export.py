@@ -1,4 +1,8 @@
-"""A merged model as an ONNX file, for runtimes that know neither Python nor PyTorch."""
+"""A merged model as an ONNX file, for runtimes that know neither Python nor PyTorch.
+
+Source: torch.onnx.export and onnxruntime.
+Taught in: notebook 07, section 7.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +62,7 @@ def to_onnx(model: PreTrainedModel, folder: Path | str, *, tolerance: float = 1e
 
 
 def run_onnx(file: Path | str, batch: Mapping[str, Tensor]) -> Tensor:
-    """The output of an exported model for a batch of ``input_ids`` and ``attention_mask``.
+    """The output of an exported model for ``input_ids`` and ``attention_mask``: (rows, length, …).
 
     Taught in: notebook 07, section 7.
     """

@@ -1,4 +1,8 @@
-"""Many adapters on one base: what they take in memory, and how one is replaced while it serves."""
+"""Many adapters on one base: what they take in memory, and how one is replaced while it serves.
+
+Source: peft.utils.hotswap.
+Taught in: notebook 07, section 4.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 The adapter corrects the rounded weights Q that it saw in training. Added to other weights, such as
 the full-precision W, or rounded again after the addition, it makes another model.
+
+Source: QLoRA (Dettmers et al. 2023), section 3; peft's merge for bitsandbytes layers.
+Taught in: notebook 07, section 3.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 `PeftModel.add_weighted_adapter` copies the settings of the first adapter and computes new A and B.
 Whatever else an adapter has (a magnitude, a bias, a head, token rows) is not merged, and nothing
 says so. `weighted` mends what can be mended and refuses the rest.
+
+Source: peft's add_weighted_adapter.
+Taught in: notebook 07, section 5.
 """
 
 from __future__ import annotations
@@ -147,7 +150,7 @@ def known_answer(model: PeftModel, name: str, merged: str, **batch: Tensor) -> f
         model: has both adapters, and gives logits.
         name: the adapter.
         merged: what was made of it.
-        batch: an input of the model.
+        batch: an input of the model, such as ``input_ids`` of (rows, length).
 
     Returns:
         The distance of the logits as a share of the adapter's own effect on them.

@@ -1,4 +1,8 @@
-"""Which device and dtype run fastest on this machine."""
+"""Which device and dtype run fastest on this machine.
+
+Source: torch.cuda and torch.backends; timed here where they do not say.
+Taught in: notebook 01, section 2.
+"""
 
 import os
 

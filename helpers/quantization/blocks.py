@@ -5,6 +5,9 @@
     weights_again = dequantize(smaller)
 
 Code for code and bit for bit what bitsandbytes stores on a CPU.
+
+Source: QLoRA (Dettmers et al. 2023), section 3; bitsandbytes' blocks of 64.
+Taught in: notebook 03, section 2.
 """
 
 from dataclasses import dataclass, replace
@@ -24,9 +27,9 @@ PLACES = 65_536  # bitsandbytes looks an 8-bit code up in a table of so many pla
 class NestedAbsmax:
     """Scales in 8 bits: `table[codes] * absmax + offset`, with one absmax for 256 of them."""
 
-    codes: Tensor  # uint8, one a block of weights
-    absmax: Tensor  # float32, one for 256 codes
-    offset: Tensor  # float32, the mean of the scales
+    codes: Tensor  # (blocks,), uint8, one a block of weights
+    absmax: Tensor  # (blocks / 256,), float32, one for 256 codes
+    offset: Tensor  # a scalar, float32, the mean of the scales
 
     @property
     def bytes(self) -> int:
@@ -36,10 +39,13 @@ class NestedAbsmax:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A tensor in 4 bits: what has to be stored to get its values back."""
+    """A tensor in 4 bits: what has to be stored to get its values back.
 
-    packed: Tensor  # uint8, two codes a byte, the first in the upper four bits
-    absmax: Tensor | NestedAbsmax  # the scale of each block
+    ``shape`` and ``dtype`` are the weights'; ``block_size`` counts weights, ``bytes`` bytes.
+    """
+
+    packed: Tensor  # (weights / 2,), uint8, two codes a byte, the first in the upper four bits
+    absmax: Tensor | NestedAbsmax  # (blocks,), the scale of each block
     shape: torch.Size
     dtype: torch.dtype
     quant_type: str
@@ -112,7 +118,13 @@ def midpoints(ordered: Tensor) -> Tensor:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Two 4-bit codes a byte, the first in the upper half; an odd last one is paired with zero's.
+    """Two 4-bit codes a byte, the first in the upper half; their number is even.
+
+    Args:
+        codes: any shape, whole numbers from 0 to 15.
+
+    Returns:
+        (codes / 2,), uint8.
 
     Raises:
         ValueError: a code that needs more than four bits.
@@ -126,7 +138,7 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor) -> Tensor:
-    """The codes of `pack`, int64, two for each byte.
+    """The codes of `pack`, int64, two for each byte: (bytes,) to (2 * bytes,).
 
     Taught in: notebook 03, section 2.
     """
@@ -188,9 +200,10 @@ def double_quantize(quantized: Quantized) -> Quantized:
 def quantize_absmax(absmax: Tensor) -> NestedAbsmax:
     """Scales less their mean, over the largest of 256, as codes of the 8-bit dynamic table.
 
-    Scales are positive, so that their mean is taken off first to use both signs of the table. On
-    a CPU bitsandbytes rounds to one of 65,536 places before it takes the nearest level; close to
-    zero, where levels lie denser than places, that is not always the nearest one.
+    ``absmax`` is (blocks,), float32. Scales are positive, so that their mean is taken off first to
+    use both signs of the table. On a CPU bitsandbytes rounds to one of 65,536 places before it
+    takes the nearest level; close to zero, where levels lie denser than places, that is not always
+    the nearest one.
 
     Source: Dettmers et al., QLoRA (2023), section 3; Dettmers et al., 8-bit Optimizers (2022),
     section 2; bitsandbytes, quantize_blockwise.
@@ -212,7 +225,7 @@ def _code_at_each_place() -> Tensor:
 
 
 def dequantize_absmax(nested: NestedAbsmax) -> Tensor:
-    """The scales, float32, one for each block of weights.
+    """The scales, float32, one for each block of weights: (blocks,).
 
     Taught in: notebook 03, section 3.
     """

@@ -1,6 +1,9 @@
 """The sixteen numbers that four bits can name: NF4, FP4 and the uniform INT4, from their rules.
 
 A code book is a tensor of 16 float32 levels between -1 and 1, in the order of their codes 0 to 15.
+
+Source: QLoRA (Dettmers et al. 2023), appendix E; bitsandbytes' create_normal_map.
+Taught in: notebook 03, section 2.
 """
 
 import torch
@@ -14,7 +17,7 @@ OUTERMOST = 0.9677083
 
 
 def levels(quant_type: str) -> Tensor:
-    """The 16 levels of NF4 or FP4, float32, in the order of their codes; the largest is 1.
+    """The levels of NF4 or FP4, (16,) float32, in the order of their codes; the largest is 1.
 
     Raises:
         ValueError: another quant_type.
@@ -31,7 +34,7 @@ def normal_float() -> Tensor:
     """NF4: zero, eight positive and seven negative quantiles of a normal distribution, over its
     largest one.
 
-    Each half is cut evenly in probability, from the median out to `OUTERMOST`.
+    Each half is cut evenly in probability, from the median out to `OUTERMOST`. (16,) float32.
 
     Source: Dettmers et al., QLoRA (2023), equation 4 and appendix E; bitsandbytes,
     create_normal_map.
@@ -53,7 +56,7 @@ def small_float() -> Tensor:
 
     The exponent is stored so that 0 means "no exponent": there the mantissa bit alone says 0 or
     1/16. The others count down from 8, as powers of two in the order 8, 4, 2, and the mantissa bit
-    multiplies by 1 or 1.5. A set sign bit negates, which leaves two codes for zero.
+    multiplies by 1 or 1.5. A set sign bit negates, which leaves two codes for zero. (16,) float32.
 
     Source: bitsandbytes, get_4bit_type.
     Taught in: notebook 03, section 2.
@@ -66,7 +69,7 @@ def small_float() -> Tensor:
 
 
 def whole_numbers() -> Tensor:
-    """INT4: -7 to 7 over 7, evenly spaced; the sixteenth code names zero a second time.
+    """INT4, (16,) float32: -7 to 7 over 7, evenly spaced; the last code names zero once more.
 
     Taught in: notebook 03, section 2.
     """

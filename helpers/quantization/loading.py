@@ -22,7 +22,9 @@ class AutoClass(Protocol):
     @classmethod
     def from_pretrained(
         cls, folder: Path, *, quantization_config: BitsAndBytesConfig, device_map: dict[str, str]
-    ) -> PreTrainedModel: ...
+    ) -> PreTrainedModel:
+        """A model from a folder, as transformers loads it."""
+        ...
 
 
 def load_in_4bit(

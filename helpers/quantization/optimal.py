@@ -3,6 +3,9 @@
 Values come as blocks that were divided by their absmax, so that the largest of each is 1 or -1. The
 error of a weight is absmax times the error of its scaled value; the fits below weigh by it, so that
 "optimal" means the error of the weights themselves.
+
+Source: Lloyd 1982 and Max 1960, on the least squared error; Yoshida 2023, on NF4.
+Taught in: notebook 03, section 2.
 """
 
 from collections.abc import Mapping
@@ -33,6 +36,10 @@ class Scaled:
 def scaled(weights: Tensor, block_size: int = 64) -> Scaled:
     """Cuts into blocks and divides by absmax; an unfinished last block is left out.
 
+    Args:
+        weights: any shape.
+        block_size: weights that share one absmax.
+
     Raises:
         ValueError: fewer weights than one block, or a block of zeros.
     """
@@ -47,6 +54,8 @@ def scaled(weights: Tensor, block_size: int = 64) -> Scaled:
 
 def error(data: Scaled, book: Tensor, measure: Measure) -> float:
     """Mean squared or absolute error of the weights when each takes the level nearest to it.
+
+    ``book`` is (levels,), in any order.
 
     Taught in: notebook 03, section 2.
     """
@@ -110,6 +119,8 @@ def _lloyd(data: Scaled, measure: Measure, book: Tensor, fixed: tuple[float, ...
 def code_entropy(data: Scaled, book: Tensor) -> float:
     """Bits of information a code carries: 4 when all sixteen are used equally often.
 
+    ``book`` is (16,), in any order.
+
     Taught in: notebook 03, section 2.
     """
     share = torch.bincount(nearest(data.values, book.double()), minlength=16) / len(data.values)
@@ -122,7 +133,8 @@ def compare(
     """The errors of every code book on every sample, absolute and over the fitted book's.
 
     Args:
-        samples: weights by the name of their origin and the seed (or the layer's number).
+        samples: weights of any shape, by the name of their origin and the seed (or the layer's
+            number).
         gaussian: a sample on which "fitted on Gaussian" is fitted; take another seed than those
             of `samples`, so that no book has seen its test.
         block_size: weights that share one absmax.

@@ -1,4 +1,8 @@
-"""What code books are tried on: random numbers of four distributions, and real weights."""
+"""What code books are tried on: random numbers of four distributions, and real weights.
+
+Source: this course's own.
+Taught in: notebook 03, section 2.
+"""
 
 from collections.abc import Callable
 
@@ -22,7 +26,7 @@ DISTRIBUTIONS = tuple(_DRAWS)
 
 
 def draw(distribution: str, count: int, seed: int) -> Tensor:
-    """Random numbers, float32, of one of `DISTRIBUTIONS`; their spread does not matter here.
+    """Random numbers, (count,) float32, of one of `DISTRIBUTIONS`; their spread does not matter.
 
     Raises:
         ValueError: unknown distribution.
@@ -38,7 +42,7 @@ def draw(distribution: str, count: int, seed: int) -> Tensor:
 
 
 def linear_weights(name: str) -> dict[str, Tensor]:
-    """The weight matrices of a real model's linear layers, by the layer's name.
+    """The weights (out, in) of a real model's linear layers, by the layer's name.
 
     Args:
         name: one of `FULL_PRECISION`, whose weights were published in 32 bits.

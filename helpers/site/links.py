@@ -17,6 +17,7 @@ class Page(HTMLParser):
         self.anchors: set[str] = {""}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note what a tag links to, what it loads, and what can be linked to."""
         values = dict(attrs)
         self.anchors |= {values[name] for name in ("id", "name") if values.get(name)}
         address = values.get(_LINKS.get(tag, ""))

@@ -1,15 +1,20 @@
-"""Batches from a data set: shuffled for training, in order for evaluation."""
+"""Batches from a data set: shuffled for training, in order for evaluation.
+
+Source: torch's DataLoader.
+Taught in: notebook 01, section 3.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch.utils.data import DataLoader
 
 Batch = dict[str, torch.Tensor]
 Collate = Callable[[list[dict]], Batch]
+Rows = Sequence[dict]  # or a `datasets.Dataset`
 
 
 class TrainingError(RuntimeError):
@@ -25,7 +30,12 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(
-        self, dataset, collate: Collate, batch_size: int, seed: int, device: torch.device | None
+        self,
+        dataset: Rows,
+        collate: Collate,
+        batch_size: int,
+        seed: int,
+        device: torch.device | None,
     ) -> None:
         self._dataset, self._collate, self._device = dataset, collate, device
         self.settings = {"rows": len(dataset), "batch_size": batch_size, "seed": seed}
@@ -61,9 +71,19 @@ class Batches(Iterator[Batch]):
 
 
 def batches(
-    dataset, collate: Collate, *, batch_size: int, seed: int, device: torch.device | None = None
+    dataset: Rows,
+    collate: Collate,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | None = None,
 ) -> Batches:
     """Endless shuffled batches: epoch after epoch, each in a new order fixed by ``seed``.
+
+    Args:
+        dataset: with a length, and a row at each number, such as a `datasets.Dataset`.
+        collate: makes a batch, tensors of (batch size, …), of a list of rows.
+        batch_size: rows; the last batch of an epoch may have fewer.
 
     Raises:
         TrainingError: the data set is empty.
@@ -74,9 +94,9 @@ def batches(
 
 
 def ordered_batches(
-    dataset, collate: Collate, *, batch_size: int, device: torch.device | None = None
+    dataset: Rows, collate: Collate, *, batch_size: int, device: torch.device | None = None
 ) -> Iterator[Batch]:
-    """Each row once, in order: for evaluation."""
+    """Each row once, in order, ``batch_size`` rows a batch: for evaluation."""
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
         yield to_device(batch, device)
 

@@ -1,4 +1,8 @@
-"""What a batch has to be like before it may reach the model."""
+"""What a batch has to be like before it may reach the model.
+
+Source: torch's cross entropy, which ignores -100; transformers' position limits.
+Taught in: notebook 10, section 3.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,11 @@ def check_batch(batch: Batch, positions: int | None = None) -> None:
 
 
 def check_targets(batch: Batch) -> None:
-    """Refuse a batch whose labels are all masked: its loss would be NaN."""
+    """Refuse a batch whose labels are all masked: its loss would be NaN.
+
+    Raises:
+        TrainingError: no label of (batch size, length) is a target.
+    """
     labels = batch.get("labels")
     if labels is not None and not labels.is_floating_point() and bool((labels == IGNORED).all()):
         raise TrainingError(

@@ -1,4 +1,8 @@
-"""What one run of the training loop has done so far."""
+"""What one run of the training loop has done so far.
+
+Source: this course's own.
+Taught in: notebook 06, section 6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""One process or several: the little that a training loop has to know about it."""
+"""One process or several: the little that a training loop has to know about it.
+
+Source: accelerate and torch.distributed.
+Taught in: notebook 06, section 8.
+"""
 
 from __future__ import annotations
 

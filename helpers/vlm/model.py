@@ -1,4 +1,8 @@
-"""The model's parts, how they are joined, and what was trained of them."""
+"""The model's parts, how they are joined, and what was trained of them.
+
+Source: LLaVA-1.5 (Liu et al. 2023): a two-layer connector between a vision and a language model.
+Taught in: notebook 08, section 1.
+"""
 
 from __future__ import annotations
 

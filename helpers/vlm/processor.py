@@ -1,4 +1,8 @@
-"""Images and questions in, the model's inputs out: a processor, and a collator for training."""
+"""Images and questions in, the model's inputs out: a processor, and a collator for training.
+
+Source: transformers' LlavaProcessor.
+Taught in: notebook 08, section 1.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""easy-VQA as the model sees it: cached patches, the questions' tokens, scores by type."""
+"""easy-VQA as the model sees it: cached patches, the questions' tokens, scores by type.
+
+Source: easy-VQA (Victor Zhou).
+Taught in: notebook 08, section 1.
+"""
 
 from __future__ import annotations
 
@@ -146,7 +150,7 @@ def answer_logits(model: nn.Module, given: Questions) -> Tensor:
 
 @torch.no_grad()
 def right(model: nn.Module, given: Questions, batch_size: int = 100) -> Tensor:
-    """(rows,) True where the likeliest of the 13 answers is the right one."""
+    """(rows,) True where the likeliest of the 13 answers is right; ``batch_size`` rows at once."""
     model.eval()
     by_length = (given.words != tokenizer().pad_token_id).sum(1).argsort(stable=True)
     out = torch.empty(len(by_length), dtype=torch.bool)
