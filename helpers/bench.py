@@ -84,8 +84,13 @@ def interleaved(
 ) -> Iterator[dict[str, float]]:
     """Seconds of each call, one dict a round; the order rotates, so that noise hits all of them.
 
+    Raises:
+        ValueError: nothing to call.
+
     Taught in: notebook 05, section 6.
     """
+    if not calls:
+        raise ValueError("there is nothing to time: give at least one call with its name")
     names = list(calls)
     for i in range(rounds):
         seconds = {}

@@ -38,12 +38,14 @@ def used_rank(matrix: torch.Tensor, energy: float = ENERGY) -> int:
     The norm is Frobenius'. 0 for a matrix of zeros. An update of rank r uses at most r.
 
     Raises:
-        ValueError: energy is not above 0 and at most 1.
+        ValueError: no matrix, a number in it that is not finite, or an energy outside 0 to 1.
 
     Taught in: notebook 02, section 3.
     """
     if not 0 < energy <= 1:
         raise ValueError(f"energy is a share above 0 and at most 1, not {energy}")
+    if matrix.dim() != 2 or not matrix.isfinite().all():
+        raise ValueError(f"expected a matrix of finite numbers, not shape {tuple(matrix.shape)}")
     squares = torch.linalg.svdvals(matrix.float()).square()
     if not squares.sum() > 0:
         return 0

@@ -32,13 +32,17 @@ def rank_budget(config: AdaLoraConfig, modules: int) -> pd.DataFrame:
         mask, the rank is what a mask there would leave, and pruned entries train on.
 
     Raises:
-        ValueError: ``modules`` is below 1.
+        ValueError: ``modules`` or the config's ``init_r`` is below 1.
 
     Source: Zhang et al. 2023, "AdaLoRA", section 3.3; peft, ``RankAllocator.budget_schedule``.
     Taught in: notebook 04, section 7.
     """
     if modules < 1:
         raise ValueError(f"a budget is shared by at least one module, not by {modules}")
+    if config.init_r < 1:
+        raise ValueError(
+            f"every module starts with a rank of at least 1, not init_r={config.init_r}"
+        )
     allocator = RankAllocator(_bare(config.init_r, modules), config, "default")
     end = config.total_step - config.tfinal
     rows = [

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig
 
 from helpers import quantization
+from helpers.adapters.methods import parse_task
 from helpers.quantization import HEADS
 
 from .model import ArrCoc
@@ -27,8 +28,13 @@ def config(*, rank: int = 32, dropout: float = 0.05, task_type: str | None = Non
         rank: alpha is twice as much.
         task_type: the note's is "CAUSAL_LM", for which peft wants a model that generates.
 
+    Raises:
+        ValueError: a rank below 1, a dropout outside 0 to 1, or an unknown task_type.
+
     Source: the note, section 8. Taught in: notebook 09, section 7.
     """
+    if rank < 1 or not 0 <= dropout <= 1:
+        raise ValueError(f"expected a rank from 1 and a dropout from 0 to 1: {rank}, {dropout}")
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
@@ -36,7 +42,7 @@ def config(*, rank: int = 32, dropout: float = 0.05, task_type: str | None = Non
         modules_to_save=list(MODULES),
         lora_dropout=dropout,
         bias="none",
-        task_type=task_type,
+        task_type=parse_task(task_type),
     )
 
 

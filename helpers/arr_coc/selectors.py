@@ -189,8 +189,10 @@ def without_training(name: str, given: Scenes, cells: int, seed: int = 0) -> Ten
     """(rows, 16) bool: "random", "oracle", "salience", "information", "fixed" or "everything".
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or a number of cells that an image does not have.
     """
+    if not 0 <= cells <= CELLS:
+        raise ValueError(f"an image has 0 to {CELLS} cells to choose, not {cells}")
     generator = torch.Generator().manual_seed(seed)
     if name == "everything":
         return torch.ones_like(given.needed)

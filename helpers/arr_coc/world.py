@@ -89,12 +89,14 @@ def scenes(rows: int, *, seed: int, kinds: tuple[str, ...] = KINDS, trap: bool =
         trap: two cells, never asked about, have three times the contrast.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind or none, or fewer than one row.
 
     Taught in: notebook 09, section 2.
     """
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"no kind of question {min(unknown)!r}; there is {', '.join(KINDS)}")
+    if rows < 1 or not kinds:
+        raise ValueError(f"expected at least one row and one kind, not {rows} rows of {kinds}")
     generator = torch.Generator().manual_seed(seed)
     colours = torch.rand(rows, CELLS, generator=generator).argsort(1)
     patterns = torch.randint(len(PATTERNS), (rows, CELLS), generator=generator)

@@ -13,16 +13,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from helpers.data import IGNORED
 
 
+def _whole(tokens: int) -> int:
+    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+        raise ValueError(
+            "The number of virtual tokens must be a whole number of at least 1, but was "
+            f"{tokens!r}; 16 is a usual choice."
+        )
+    return tokens
+
+
 class _SoftPrompt(nn.Module):
     """What all four share: a frozen base, a number of virtual tokens, and writing greedily."""
 
     def __init__(self, base: PreTrainedModel, tokens: int) -> None:
         super().__init__()
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-            raise ValueError(
-                f"The number of virtual tokens must be a whole number of at least 1, but was "
-                f"{tokens!r}; 16 is a usual choice."
-            )
+        _whole(tokens)
         self.base, self.tokens = base.requires_grad_(False), tokens
 
     def mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -117,7 +122,7 @@ class PTuning(PromptTuning):
     def __init__(self, base: PreTrainedModel, tokens: int, hidden: int | None = None) -> None:
         width = base.config.hidden_size
         hidden = hidden or width
-        super().__init__(base, torch.randn(tokens, width))
+        super().__init__(base, torch.randn(_whole(tokens), width))
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden),
             nn.ReLU(),
@@ -210,14 +215,18 @@ def embed(base: PreTrainedModel, ids: list[int], tokens: int) -> Tensor:
 
     A longer text is cut, a shorter one is said again until it fills the virtual tokens.
 
-    Raises: ValueError for a text without tokens.
+    Raises: ValueError for a text without tokens, or for fewer than one virtual token.
     Source: Lester et al. 2021, section 2.1; cutting and repeating as in peft.
     Taught in: notebook 05, section 3.
     """
     if not ids:
         raise ValueError("The text has no tokens; give the ids of at least one, for instance [1].")
-    filled = torch.tensor([ids[i % len(ids)] for i in range(tokens)])
     table = base.get_input_embeddings().weight
+    if outside := [i for i in ids if not 0 <= i < len(table)]:
+        raise ValueError(
+            f"The model has token ids from 0 to {len(table) - 1}, but not {outside[0]}."
+        )
+    filled = torch.tensor([ids[i % len(ids)] for i in range(_whole(tokens))])
     return table[filled.to(table.device)].detach().clone()
 
 

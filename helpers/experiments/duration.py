@@ -68,8 +68,13 @@ def early_stop(losses: list[float], patience: int) -> int:
     It stops after ``patience`` epochs in a row without a new lowest loss, and keeps the lowest
     until then.
 
+    Raises:
+        ValueError: no epoch was run.
+
     Taught in: notebook 06, section 5.
     """
+    if not losses:
+        raise ValueError("no epoch was run, so there is no loss to choose by")
     best = 0
     for epoch, loss in enumerate(losses):
         if loss < losses[best]:

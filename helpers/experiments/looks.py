@@ -128,7 +128,13 @@ _TENSIONS = ("t_particularize", "t_exploit", "t_focus")
 
 
 def gap_closed(accuracy: float, random: float, oracle: float) -> float:
-    """0 where a choice answers like a random one, 1 where like the oracle's."""
+    """0 where a choice answers like a random one, 1 where like the oracle's.
+
+    Raises:
+        ValueError: there is no gap.
+    """
+    if oracle == random:
+        raise ValueError(f"random and oracle answer alike ({oracle}), so there is no gap to close")
     return (accuracy - random) / (oracle - random)
 
 

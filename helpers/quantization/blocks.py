@@ -127,12 +127,14 @@ def pack(codes: Tensor) -> Tensor:
         (codes / 2,), uint8.
 
     Raises:
-        ValueError: a code that needs more than four bits.
+        ValueError: a code that needs more than four bits, or an odd number of codes.
 
     Taught in: notebook 03, section 2.
     """
     if codes.numel() and not 0 <= codes.min() <= codes.max() <= 15:
         raise ValueError(f"Codes lie between 0 and 15, not {codes.min()} to {codes.max()}.")
+    if codes.numel() % 2:
+        raise ValueError(f"A byte holds two codes, and {codes.numel()} is odd; add a code of 0.")
     codes = codes.flatten().to(torch.uint8)
     return (codes[::2] << 4) | codes[1::2]
 

@@ -86,10 +86,14 @@ def batches(
         batch_size: rows; the last batch of an epoch may have fewer.
 
     Raises:
-        TrainingError: the data set is empty.
+        TrainingError: the data set is empty, or ``batch_size`` is below 1.
     """
     if len(dataset) == 0:
         raise TrainingError("the data set has no rows, so there is nothing to train on")
+    if batch_size < 1:
+        raise TrainingError(
+            f"a batch has at least one row, so batch_size={batch_size} is too small"
+        )
     return Batches(dataset, collate, batch_size, seed, device)
 
 

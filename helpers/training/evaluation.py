@@ -129,6 +129,9 @@ def word_error_rate(heard: Iterable[str], said: Iterable[str]) -> float:
 
     Taught in: notebook 01, section 5.
     """
+    heard, said = list(heard), list(said)
+    if len(heard) != len(said):
+        raise ValueError(f"{len(heard)} texts were heard and {len(said)} were said; give pairs")
     errors, words = 0, 0
     for ours, theirs in zip(heard, said, strict=True):
         truth = _words(theirs)
