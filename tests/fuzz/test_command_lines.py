@@ -17,7 +17,6 @@ MAINS = {
     "helpers.memory.__main__": ("gpt5", "--batch", "-1", "--gpu", "t5"),
     "helpers.merging.__main__": ("nowhere", "--out", "--dtype"),
     "helpers.notebooks": ("99", "--all"),
-    "helpers.robustness": ("99", "--all"),
     "helpers.training.__main__": ("--steps", "-1", "--model"),
     "helpers.versions": ("eldest", "--all"),
     "helpers.workshop": ("slide", "99", "--out"),
