@@ -209,15 +209,16 @@ def _settings(plan: Plan) -> dict[str, object]:
     }
 
 
-def picture(prediction: Prediction) -> Figure:
+def picture(prediction: Prediction, top: float | None = None) -> Figure:
     """The course of the second step: bytes by category, stacked, over its allocations and frees.
 
     Phases are marked; lines show what is reserved and, if it is near, what the card has to give.
+    The axis ends a little above them, or at `top` GiB, so that pictures can be compared.
 
     Raises:
         ValueError: the prediction is extrapolated, so nobody has seen the course of its step.
 
-    Taught in: notebook 03, section 7.
+    Taught in: notebook 03, section 6.
     """
     events, phases, sizes = _course(prediction)
     fig = Figure(figsize=(7.5, 4.2), facecolor="white", layout="constrained")
@@ -233,8 +234,8 @@ def picture(prediction: Prediction) -> Figure:
     )
     for area, hatch in zip(areas, ("", "//", "", "\\\\", "", "..", ""), strict=False):
         area.set(hatch=hatch, edgecolor="white", linewidth=0)  # told apart in grey, too
-    highest = _lines(ax, prediction)
-    ax.set(xlim=(events[0], events[-1]), ylim=(0, highest * MARGIN))
+    highest = _lines(ax, prediction, top)
+    ax.set(xlim=(events[0], events[-1]), ylim=(0, top or highest * MARGIN))
     ax.set(xlabel="allocations and frees of one step", ylabel="GiB")
     _mark_phases(ax, events, phases)
     handles, labels = ax.get_legend_handles_labels()
@@ -274,12 +275,12 @@ def _buckets(phases: list[str]) -> list[np.ndarray]:
     return found
 
 
-def _lines(ax: Axes, prediction: Prediction) -> float:
+def _lines(ax: Axes, prediction: Prediction, top: float | None) -> float:
     """Draw what is reserved and what the card has; returns the GiB that must be in sight."""
     card, reserved = prediction.plan.gpu, prediction.reserved / GIB
     usable = card.usable / GIB
     ax.axhline(reserved, color="black", linestyle=":", label=f"reserved: {reserved:.1f} GiB")
-    far = usable > 2 * reserved
+    far = usable > (top or 2 * reserved)
     label = f"{card.name}: {usable:.1f} GiB" + (" (above)" if far else "")
     ax.axhline(usable, color=plots.COLOURS[5], linestyle="--", linewidth=2, label=label)
     return reserved if far else max(reserved, usable)

@@ -251,6 +251,14 @@ def test_the_cards_line_is_in_sight_if_it_is_near(gpt2, gib, in_sight):
     assert ("(above)" in line.get_label()) != in_sight
 
 
+@pytest.mark.parametrize(("top", "in_sight"), [(110, True), (90, False)])
+def test_a_given_top_decides_whether_the_cards_line_is_in_sight(gpt2, top, in_sight):
+    ax = memory.picture(on(of(gpt2, reserved=GIB), card(100)), top=top).axes[0]
+    line = next(line for line in ax.lines if line.get_label().startswith("own"))
+    assert ax.get_ylim() == (0, top)
+    assert ("(above)" in line.get_label()) != in_sight
+
+
 def test_no_picture_of_a_course_that_was_not_run(gpt2):
     with pytest.raises(ValueError, match="exact=True"):
         memory.picture(of(gpt2, exact=False))
