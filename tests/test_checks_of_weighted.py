@@ -31,6 +31,7 @@ SLIPS = {
     "weights: each weight counts twice": merge(factor=lambda s, w: s * w * w),
     "scaling: each scaling counts twice": merge(factor=lambda s, w: s * s * w),
     "weights: weights and scalings count twice": merge(side=lambda f: (f, f)),
+    "weights: the weights .* have a negative one": merge(side=lambda f: (f**0.5, f**0.5)),
     "cross terms": added,
     "the sum: an entry": merge(factor=lambda s, w: s + w),
     "shapes: ranks": lambda a, b, s, w: (a[0], torch.cat(b, dim=1)),

@@ -60,6 +60,12 @@ def _check_sum(
             f"ranks {ranks} of A (rank, 6) and B (5, rank) fit into A ({rank}, 6) and B "
             f"(5, {rank}); the answer has {' and '.join(map(str, shapes))}",
         )
+    if any(one.is_complex() for one in found):
+        raise Broken(
+            "weights",
+            f"the weights {weights} have a negative one, whose root is no real number: multiply "
+            "A alone, or B alone, by weight and scaling",
+        )
     update = found[1] @ found[0]
     if torch.allclose(update, _summed(a, b, scalings, weights), rtol=1e-4, atol=1e-5):
         return

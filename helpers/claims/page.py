@@ -164,7 +164,7 @@ def _opening(claims: list[Claim]) -> str:
             "",
             f"The note that this course measures makes {len(claims)} claims: {counted(claims)}.",
             "Each is held to a rule, in the column `expects` of `data/claims.csv`; the last column",
-            "leads to the cell or the test that settles it, and that you can run again.",
+            "leads to the section or the test that settles it, and that you can run again.",
             "",
             *[f"- *{verdict}*: {_MEANS[verdict]}" for verdict in verdicts],
             "",
