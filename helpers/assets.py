@@ -157,7 +157,11 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
 
 
 def discard_if_damaged(target: Path) -> list[str]:
-    """Hashes every file of a built folder, removes the folder if any differs, names those files."""
+    """Hashes every file of a built folder, removes the folder if any differs, names those files.
+
+    Raises:
+        AssetError: another process builds the folder for too long, or the cache is read-only.
+    """
     damaged = _damaged_files(target, hashes=True)
     if damaged and target.exists():
         with _part_folder(target):

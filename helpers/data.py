@@ -8,6 +8,9 @@ N rows are a random sample.
 The `*_examples` functions turn one split into token ids that a transformers data collator can
 pad: `DataCollatorForTokenClassification` where every token has a label (chat, tagging),
 `DataCollatorWithPadding` for classification and questions, `speech_batch` for speech.
+
+Source: each data set names its own; the splits and the token ids are this course's.
+Taught in: notebook 01, sections 3 and 5.
 """
 
 from __future__ import annotations
@@ -160,7 +163,7 @@ def easy_vqa() -> DatasetDict:
         AssetError: the archive is missing, damaged, or lacks an image.
 
     Source: easy-VQA by Victor Zhou, version 1.0.
-    Taught in: notebook 08.
+    Taught in: notebook 08, section 1.
     """
     folder = assets.build_once(assets.cache_dir() / "datasets" / VQA_CACHE, _build_easy_vqa)
     return DatasetDict.load_from_disk(folder)
@@ -218,7 +221,10 @@ def speech() -> DatasetDict:
 
 
 def chat_prompt(question: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text that `chat_examples` trains on, up to where the model starts to write."""
+    """The text that `chat_examples` trains on, up to where the model starts to write.
+
+    Source: transformers, ``apply_chat_template``. Taught in: notebook 05, section 8.
+    """
     turn = [{"role": "user", "content": question}]
     return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
@@ -332,6 +338,12 @@ def speech_batch(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]
 
     Not with the tokenizer's padding token: Whisper's is also its end token, and masking that one
     would leave a model that never stops.
+
+    Args:
+        rows: of each, ``input_features`` (bands, frames) and ``labels`` (tokens,).
+
+    Returns:
+        ``input_features`` (rows, bands, frames) and ``labels`` (rows, longest).
 
     Taught in: notebook 01, section 5.
     """

@@ -40,9 +40,9 @@ def execute(path: Path, *, cell_seconds: int = CELL_SECONDS) -> float:
     is as it was before.
 
     Raises:
-        CellExecutionError: a cell failed.
-        DeadKernelError: the kernel died, most often for lack of memory.
-        TimeoutError: one cell ran for more than `cell_seconds` (nbclient's CellTimeoutError).
+        nbclient.exceptions.CellExecutionError: a cell failed.
+        nbclient.exceptions.DeadKernelError: the kernel died, most often for lack of memory.
+        TimeoutError: one cell ran for more than `cell_seconds`.
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(

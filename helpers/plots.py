@@ -1,4 +1,8 @@
-"""Figures that everybody can read: one style, and alternative text for every picture."""
+"""Figures that everybody can read: one style, and alternative text for every picture.
+
+Source: matplotlib; the style is this course's own, the colours are named below.
+Taught in: notebook 00, section 2.
+"""
 
 import base64
 import html

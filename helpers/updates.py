@@ -37,6 +37,10 @@ def used_rank(matrix: torch.Tensor, energy: float = ENERGY) -> int:
 
     The norm is Frobenius'. 0 for a matrix of zeros. An update of rank r uses at most r.
 
+    Args:
+        matrix: (out, in).
+        energy: the share to be held, above 0 and at most 1.
+
     Raises:
         ValueError: no matrix, a number in it that is not finite, or an energy outside 0 to 1.
 
@@ -55,6 +59,8 @@ def used_rank(matrix: torch.Tensor, energy: float = ENERGY) -> int:
 
 def singular_values(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
     """The singular values of a layer's update that can differ from 0: (r,), largest first.
+
+    Of shape (r,), in the unit of the weights.
 
     Taught in: notebook 02, section 3.
     """
@@ -85,7 +91,7 @@ def magnitude_and_direction(before: torch.Tensor, after: torch.Tensor) -> Change
         ValueError: the two are not matrices of one shape, or a row is zero and has no direction.
 
     Source: Liu et al., "DoRA" (2024), equations 3 and 4.
-    Taught in: notebook 04, section 2.
+    Taught in: notebook 04, sections 1 and 2.
     """
     if before.shape != after.shape or before.ndim != 2:
         raise ValueError(
@@ -103,7 +109,7 @@ def magnitude_and_direction(before: torch.Tensor, after: torch.Tensor) -> Change
 def merged_weight(layer: LoraLayer) -> torch.Tensor:
     """The weight (out, in) that peft would merge LoRA or DoRA into; the layer stays as it is.
 
-    Taught in: notebook 04, section 2.
+    Taught in: notebook 04, sections 1 and 2.
     """
     copied = copy.deepcopy(layer)
     copied.merge()

@@ -1,270 +1,448 @@
-"""Every public name of `helpers` says what it is; those that lessons use say all of it.
+"""The docstrings of the package: what they owe is in `docstring_rules`; here it is asked and tried.
 
-Public is what has no underscore. Exported is what a package lists in `__all__` or a lesson uses:
-its docstring, or its module's, names the source and the section that teaches it, its own docstring
-the shapes of tensors, the units of numbers, and every exception that its body raises.
+Sources and notebooks are read, and no helper is imported or run.
 """
 
 import ast
+import builtins
 import importlib
-import inspect
-import pkgutil
+import itertools
+import json
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
-import nbformat
+import docstring_rules as rules
 import pytest
+from docstring_rules import Module, Public
 
-import helpers
+ROOT = Path(__file__).parents[1]
+Rule = Callable[[Public], list[str]]
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-# What carries the course and belongs to no lesson: nothing is taught by it, no paper defines it.
+# Modules that no lesson is about, each with the reason; their docstrings need no source.
 PLUMBING = {
-    "helpers.atomic",
-    "helpers.colab",
-    "helpers.data",  # its functions name the data's source each; data/LICENSES.md has the rest
-    "helpers.plots",
-    "helpers.memory._quiet",
+    "helpers.assets": "fetches and checks archives",
+    "helpers.atomic": "writes files whole or not at all",
+    "helpers.bundle": "packs the course for a room without network",
+    "helpers.colab": "runs before the course's dependencies exist",
+    "helpers.memory._quiet": "silences libraries while they are imported",
+    "helpers.models.names": "words the error for a name that is not known",
+    "helpers.notebooks": "executes the lessons",
+    "helpers.signatures": "compares the course with other versions of its libraries",
+    "helpers.site": "renders the course as a site",
+    "helpers.stamp": "keeps the repository's address",
+    "helpers.versions": "runs the tests with other versions of the libraries",
+    "helpers.workshop": "makes slides and copies without solutions",
 }
-TAUGHT = re.compile(r"Taught in: notebook (\d\d)(?:, section (\d+))?")
-SOURCE = re.compile(r"Source: \S")
-# "(batch, length)", "(rank, in_features)", "(n,)", "a scalar", "same shape"
-SHAPE = re.compile(r"\((?:…|\*|[\w*+/ -]+), ?(?:[\w…*+/ -]+(?:, ?)?)*\)|\bscalar\b|\bshape", re.I)
-# Not a batch, dict[str, Tensor], whose shapes are the model's affair.
-TENSORS = re.compile(r"(?<!str, )(?<!str, torch\.)\b(?:Tensor|ndarray)\b")
-UNITS = {
-    r"bytes|memory$": r"byte|GiB|MiB|GB",
-    r"block_size": r"weights",
-    r"batch_size": r"rows",
-    r"seconds|_time$": r"second",
-    r"milliseconds": r"millisecond",
-    r"gib$": r"GiB",
-}
+# Command lines: their module docstring is the text of --help, and what they call has its source.
+# What a lesson takes from them has to name source and lesson nevertheless.
+COMMANDS = {"helpers.bench", "helpers.memory.on_cuda", "helpers.memory.validate"}
 
 
-# --- Finding the names ---------------------------------------------------------------------------
+# --- what there is ------------------------------------------------------------------------------
 
 
 @cache
-def modules() -> dict[str, ModuleType]:
-    names = [each.name for each in pkgutil.walk_packages(helpers.__path__, "helpers.")]
-    return {n: importlib.import_module(n) for n in names if not n.endswith("__main__")}
+def modules() -> dict[str, Module]:
+    return {module.name: module for module in rules.read(ROOT / "helpers")}
 
 
-def is_ours(value: object) -> bool:
-    is_named = inspect.isfunction(value) or inspect.isclass(value)
-    return is_named and value.__module__.startswith("helpers.")
-
-
-def public() -> Iterator[object]:
-    """Functions, classes, and the methods of classes, without an underscore."""
-    for name, module in modules().items():
-        for key, value in vars(module).items():
-            if is_ours(value) and value.__module__ == name and not key.startswith("_"):
-                yield value
-                yield from methods(value)
-
-
-def methods(value: object) -> Iterator[object]:
-    for key, method in vars(value).items() if inspect.isclass(value) else ():
-        method = getattr(method, "fget", None) or getattr(method, "__func__", method)
-        if inspect.isfunction(method) and not key.startswith("_"):
-            yield method
+def origin(node: ast.ImportFrom, package: str) -> str:
+    """The module that an import takes from, as a dotted name; `package` is where it stands."""
+    if not node.level:
+        return node.module or ""
+    above = package.split(".")[: package.count(".") + 2 - node.level]
+    return ".".join([*above, *filter(None, [node.module])])
 
 
 @cache
-def exported() -> tuple[object, ...]:
-    """What a package lists, and what a cell of a lesson uses."""
-    listed = [getattr(m, key) for m in modules().values() for key in getattr(m, "__all__", [])]
-    cells = [used_by(path) for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
-    found = [value for values in (listed, *cells) for value in values if is_ours(value)]
-    return tuple(dict.fromkeys(found))
-
-
-def used_by(path: Path) -> list[object]:
-    cells = nbformat.read(path, as_version=4).cells
-    tree = ast.parse("\n".join(cell.source for cell in cells if cell.cell_type == "code"))
-    names = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("helpers"):
-            for each in node.names:
-                names[each.asname or each.name] = resolve(node.module, each.name)
-    return [
-        value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute | ast.Name) and (value := value_of(node, names))
-    ]
-
-
-def resolve(module: str, name: str) -> object:
-    known = modules().get(f"{module}.{name}")
-    return known or getattr(importlib.import_module(module), name, None)
-
-
-def value_of(node: ast.expr, names: dict[str, object]) -> object | None:
-    if isinstance(node, ast.Name):
-        return names.get(node.id)
-    if isinstance(node, ast.Attribute) and (base := value_of(node.value, names)) is not None:
-        return getattr(base, node.attr, None)
-    return None
-
-
-def title(value: object) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-# --- What a docstring lacks ----------------------------------------------------------------------
-
-
-def begins_badly(docstring: str | None) -> str:
-    first = " ".join((docstring or "").strip().split("\n\n")[0].split())
-    if not first:
-        return "has no docstring"
-    return "" if re.search(r"[.?:!]['\"`)]*$", first) else "does not begin with a whole sentence"
-
-
-def annotations(value: object) -> dict[str, str]:
-    """Name to annotation, of a function's parameters and result, or of a class's fields."""
-    if inspect.isclass(value):
-        return {name: str(kind) for name, kind in vars(value).get("__annotations__", {}).items()}
-    signature = inspect.signature(value)
-    found = {name: each.annotation for name, each in signature.parameters.items()}
-    found["return"] = signature.return_annotation
+def reexported(package: str) -> dict[str, str]:
+    """What a package's ``__init__`` takes from its modules: name to where it is defined."""
+    init = modules().get(f"{package}.__init__")
     return {
-        name: "" if kind is inspect.Parameter.empty else getattr(kind, "__name__", "") + str(kind)
-        for name, kind in found.items()
-        if name not in {"self", "cls"}
+        alias.asname or alias.name: f"{origin(node, package)}.{alias.name}"
+        for node in (init.tree.body if init else ())
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
 
 
-def lacks_annotations(value: object) -> str:
-    bare = [name for name, kind in annotations(value).items() if not kind]
-    return f"annotates not {', '.join(bare)}" if bare else ""
+def uses(tree: ast.Module, package: str = "") -> set[str]:
+    """What a source takes from the helpers, each by the dotted name of its definition."""
+    taken = {
+        alias.asname or alias.name: defined(origin(node, package), alias.name)
+        for node in rules.parts(tree)
+        if isinstance(node, ast.ImportFrom) and origin(node, package).split(".")[0] == "helpers"
+        for alias in node.names
+    }
+    chains = (node for node in rules.parts(tree) if isinstance(node, ast.Attribute))
+    inside = {
+        defined(taken[node.value.id], node.attr)
+        for node in chains
+        if isinstance(node.value, ast.Name) and node.value.id in taken
+    }
+    return set(taken.values()) | inside
 
 
-def lacks_shapes(value: object, docstring: str) -> str:
-    if inspect.isclass(value):  # a field's shape may stand beside it
-        docstring = inspect.getsource(value)
-    tensors = [name for name, kind in annotations(value).items() if TENSORS.search(kind)]
-    return f"gives no shape for {tensors[0]}" if tensors and not SHAPE.search(docstring) else ""
+def defined(owner: str, name: str) -> str:
+    return reexported(owner).get(name, f"{owner}.{name}")
 
 
-def lacks_units(value: object, docstring: str) -> str:
-    for names, unit in UNITS.items():
-        for name, kind in annotations(value).items():
-            name = value.__name__ if name == "return" else name
-            is_number = re.search(r"\b(?:int|float)\b", kind)
-            if is_number and re.search(names, name) and not re.search(unit, docstring, re.I):
-                return f"gives no unit for {name}"
-    return ""
+def module_of(name: str) -> str:
+    """The module in which a dotted name is defined, "" where it is none of the helpers'."""
+    parts = name.split(".")
+    ends = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((end for end in ends if end in modules()), "")
 
 
-def raised(value: object) -> set[str]:
-    """The exceptions that a body raises itself; not those that it makes and hands on."""
-    (tree,) = ast.parse(inspect.cleandoc("\n" + dedented(value))).body
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            name = ast.unparse(node.exc.func).split(".")[-1]
-            found |= {name} if name[0].isupper() else set()
-    return found - {"NotImplementedError", "SystemExit"}
+@cache
+def notebooks() -> dict[str, list[dict]]:
+    """The cells of every lesson by its number."""
+    files = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return {file.name[:2]: json.loads(file.read_text("utf8"))["cells"] for file in files}
 
 
-def dedented(value: object) -> str:
-    lines = inspect.getsource(value).splitlines()
-    indent = len(lines[0]) - len(lines[0].lstrip())
-    return "\n".join(line[indent:] for line in lines)
+@cache
+def taken(notebook: str) -> frozenset[str]:
+    """What a lesson's cells take from the helpers."""
+    sources = (
+        "".join(cell["source"]) for cell in notebooks()[notebook] if cell["cell_type"] == "code"
+    )
+    lines = "\n".join(sources).splitlines()
+    plain = "\n".join("pass" if line[:1] in "%!" else line for line in lines if line)
+    return frozenset(uses(ast.parse(plain)))
 
 
-def lacks_errors(value: object, docstring: str) -> str:
-    section = docstring.split("Raises:")[1] if "Raises:" in docstring else ""
-    missing = [] if inspect.isclass(value) else sorted(raised(value) - words(section))
-    return f"raises {', '.join(missing)} and does not say so" if missing else ""
+@cache
+def reached(notebook: str) -> frozenset[str]:
+    """The modules that a lesson's cells run: those it takes from, and what these take from."""
+    todo, seen = {module_of(name) for name in taken(notebook)} - {""}, set()
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        todo |= imported(name) - seen
+    return frozenset(seen)
 
 
-def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text))
+@cache
+def imported(module: str) -> frozenset[str]:
+    """The modules that a module takes something from."""
+    found = uses(modules()[module].tree, module.rpartition(".")[0])
+    return frozenset(map(module_of, found)) - {""}
 
 
-def sections() -> dict[str, set[str]]:
-    """The numbers of the headings "## N. …" of each notebook."""
-    found = {}
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        cells = nbformat.read(path, as_version=4).cells
-        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-        found[path.stem[:2]] = set(re.findall(r"^## (\d+)\. ", text, re.MULTILINE))
-    return found
+@cache
+def headings() -> dict[str, set[tuple[str, int]]]:
+    """Notebook to its numbered sections, exercises and failures."""
+    kinds = (("section", r"## (\d+)\."), ("exercise", r"### Exercise(?: (\d+))?:"))
+    kinds += (("failure", r"### (\d+)\. "),)
+    return {
+        number: {
+            (kind, int(match or 1))
+            for cell in cells
+            if cell["cell_type"] == "markdown"
+            for kind, pattern in kinds
+            for match in re.findall(rf"^{pattern}", "".join(cell["source"]), re.MULTILINE)
+        }
+        for number, cells in notebooks().items()
+    }
 
 
-def wrong_places(text: str, known: dict[str, set[str]]) -> list[str]:
-    return [
-        f"notebook {lesson}, section {section or '–'} does not exist"
-        for lesson, section in TAUGHT.findall(text)
-        if lesson not in known or (section and section not in known[lesson])
+@cache
+def exported() -> frozenset[str]:
+    """What packages name in ``__all__`` and what lessons take, by where it is defined."""
+    named = {
+        defined(name.removesuffix(".__init__"), text.value)
+        for name, module in modules().items()
+        for node in module.tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        for text in node.value.elts
+    }
+    return frozenset(named.union(*map(taken, notebooks())))
+
+
+def names() -> Iterator[Public]:
+    for module in modules().values():
+        yield from rules.public(module, exported())
+
+
+def plumbing(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in PLUMBING)
+
+
+def owes_source(item: Public) -> bool:
+    name = item.module.name
+    command = name in COMMANDS or name.endswith(".__main__")
+    return not plumbing(name) and (item.exported or not command)
+
+
+@cache
+def classes() -> frozenset[str]:
+    """The classes of the package and of course.py, by their last name."""
+    trees = [module.tree for module in modules().values()]
+    trees.append(ast.parse((ROOT / "course.py").read_text("utf8")))
+    found = itertools.chain.from_iterable(map(rules.parts, trees))
+    return frozenset(node.name for node in found if isinstance(node, ast.ClassDef))
+
+
+def exists(exception: str) -> bool:
+    """Whether there is such a class: Python's, the package's, or another's with its module."""
+    module, _, name = exception.rpartition(".")
+    if module and not module.startswith("helpers"):
+        return hasattr(importlib.import_module(module), name)
+    return hasattr(builtins, name) or name in classes()
+
+
+def kept(*violations: list[str]) -> None:
+    found = list(itertools.chain(*violations))
+    assert not found, "\n".join(found)
+
+
+# --- the package --------------------------------------------------------------------------------
+
+
+def test_every_docstring_begins_with_a_sentence() -> None:
+    texts = [(module.name, module.doc) for module in modules().values()]
+    texts += [(item.name, item.doc) for item in names()]
+    assert len(texts) > 800
+    kept(*(rules.first_sentence(name, doc) for name, doc in texts))
+
+
+@pytest.mark.parametrize("rule", [rules.typed, rules.shapes, rules.units])
+def test_what_is_exported_says_types_shapes_and_units(rule: Rule) -> None:
+    asked = [item for item in names() if item.exported]
+    assert len(asked) > 300
+    kept(*map(rule, asked))
+
+
+def test_what_is_raised_is_named_and_exists() -> None:
+    kept(*map(rules.raises, names()))
+    kept(*(rules.real_errors(item, exists) for item in names()))
+
+
+def test_every_name_has_a_source_and_a_lesson() -> None:
+    kept(*(rules.traced(item) for item in names() if owes_source(item)))
+
+
+def test_the_lessons_that_are_named_are_there_and_use_the_name() -> None:
+    asked = [item for item in names() if item.exported and owes_source(item)]
+    taken_in = {number: taken(number) for number in notebooks()}
+    reached_in = {number: reached(number) for number in notebooks()}
+    kept(*(rules.used_there(item, taken_in, reached_in) for item in asked))
+    kept(*(rules.real_places(item.name, item.doc, headings()) for item in names()))
+    kept(*(rules.real_places(m.name, m.doc, headings()) for m in modules().values()))
+
+
+def test_the_exceptions_from_these_rules_are_modules() -> None:
+    for name in (*PLUMBING, *COMMANDS):
+        assert name in modules() or f"{name}.__init__" in modules(), name
+
+
+# --- each rule can fail -------------------------------------------------------------------------
+
+
+def one(source: str, name: str = "") -> Public:
+    """The public name of a small source, by default its first."""
+    module = Module("helpers.small", textwrap.dedent(source))
+    every = frozenset(f"helpers.small.{getattr(node, 'name', '')}" for node in module.tree.body)
+    items = {item.name: item for item in rules.public(module, every)}
+    return items[f"helpers.small.{name}"] if name else next(iter(items.values()))
+
+
+def with_doc(doc: str, signature: str = "f(x: int) -> int", body: str = "return x") -> Public:
+    lines = textwrap.indent(f'"""{doc}"""\n{body}', "    ")
+    return one(f"def {signature}:\n{lines}\n")
+
+
+@pytest.mark.parametrize(
+    "doc", ["", "Mean loss", "The mean loss.", "Returns the mean loss of this.", "Args:\n    x: a."]
+)
+def test_a_first_sentence_that_says_nothing_is_found(doc: str) -> None:
+    assert rules.first_sentence("helpers.training.mean_loss", doc)
+
+
+@pytest.mark.parametrize("doc", ["Nats per target, over all rows.", "Is it large?\n\nMore."])
+def test_a_first_sentence_that_says_something_is_enough(doc: str) -> None:
+    assert not rules.first_sentence("helpers.training.mean_loss", doc)
+
+
+@pytest.mark.parametrize("signature", ["f(x) -> int", "f(x: int)", "f(x: int, **more) -> int"])
+def test_a_missing_type_is_found(signature: str) -> None:
+    assert len(rules.typed(with_doc("Adds one.", signature))) == 1
+
+
+@pytest.mark.parametrize("doc", ["Adds one.", "Adds one (and no more, ever).", "As f(x, y)."])
+def test_a_missing_shape_is_found(doc: str) -> None:
+    assert rules.shapes(with_doc(doc, "f(x: Tensor) -> int"))
+    assert rules.shapes(with_doc(doc, "f(x: int) -> dict[str, torch.Tensor]"))
+
+
+@pytest.mark.parametrize(
+    "doc", ["(rows, 3) to (rows,).", "x of (..., in).", "A scalar.", "Of any shape.", "To (n,)."]
+)
+def test_a_shape_is_understood(doc: str) -> None:
+    assert not rules.shapes(with_doc(doc, "f(x: Tensor) -> Tensor"))
+
+
+def test_a_shape_may_stand_in_the_class() -> None:
+    item = '''
+        class Layer:
+            """Adds one to x, (rows, width)."""
+            def forward(self, x: Tensor) -> Tensor:
+                """Adds one."""
+    '''
+    assert not rules.shapes(one(item, "Layer.forward"))
+    assert rules.shapes(one(item.replace(", (rows, width)", ""), "Layer.forward"))
+
+
+def test_a_missing_unit_is_found() -> None:
+    for signature in ("peak_bytes() -> int", "f(size: int) -> str", "f(loss: float | None) -> str"):
+        assert rules.units(with_doc("How large it gets.", signature, "pass"))
+        assert not rules.units(with_doc("How large it gets, in bytes.", signature, "pass"))
+    assert rules.units(one('class A:\n    """What it takes."""\n    memory: int\n'))
+    assert not rules.units(one('class A:\n    """What it takes, in GiB."""\n    memory: int\n'))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise ValueError(x)",
+        "return _part(x)",
+        "try:\n    int(x)\nexcept ValueError:\n    raise ValueError(x) from None",
+        "try:\n    _part(x)\nexcept ValueError:\n    raise",
+        "try:\n    pass\nexcept ValueError:\n    pass\nelse:\n    _part(x)",
+    ],
+)
+def test_an_error_that_is_not_named_is_found(body: str) -> None:
+    part = "\n\ndef _part(x):\n    raise ValueError(x)\n"
+    source = "def f(x: int) -> int:\n    '''Adds one.{}'''\n" + textwrap.indent(body, "    ") + part
+    assert rules.raises(one(source.format("")))
+    assert rules.raises(one(source.format("\n\n    Raises: TypeError for a text.\n    ")))
+    assert not rules.raises(one(source.format("\n\n    Raises: ValueError for a text.\n    ")))
+    assert not rules.raises(
+        one(source.format("\n\n    Raises:\n        ValueError: a text.\n    "))
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "try:\n    raise ValueError(x)\nexcept ValueError:\n    return 0",
+        "try:\n    _part(x)\nexcept Exception:\n    return 0",
+        "with _quiet():\n    _part(x)",
+    ],
+)
+def test_an_error_that_is_caught_is_not_asked_for(body: str) -> None:
+    parts = """
+def _part(x):
+    raise ValueError(x)
+
+
+@contextmanager
+def _quiet():
+    try:
+        yield
+    except ValueError:
+        pass
+"""
+    source = "def f(x: int) -> int:\n    '''Adds one.'''\n" + textwrap.indent(body, "    ") + parts
+    assert not rules.raises(one(source))
+
+
+def test_a_constructor_and_private_methods_are_read_too() -> None:
+    source = '''
+        class A:
+            """Holds a number."""
+            def __init__(self, x: int) -> None:
+                self._check(x)
+            def _check(self, x: int) -> None:
+                raise TypeError(x)
+    '''
+    assert rules.raises(one(source)) == [
+        "helpers.small.A raises TypeError, which its Raises: does not name"
     ]
 
 
-# --- The rules -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["NoSuchError", "helpers.small.NoSuchError", "json.NoSuchError"])
+def test_an_error_that_does_not_exist_is_found(name: str) -> None:
+    assert rules.real_errors(with_doc(f"Adds one.\n\nRaises: {name} for a text."), exists)
 
 
-def test_every_public_name_says_what_it_is() -> None:
-    found = [f"{name} {bad}" for name, m in modules().items() if (bad := begins_badly(m.__doc__))]
-    found += [f"{title(v)} {bad}" for v in public() if (bad := begins_badly(v.__doc__))]
-    assert not found, "\n".join(found)
+def test_an_error_that_exists_is_left_alone() -> None:
+    for name in (
+        "ValueError",
+        "TrainingError",
+        "json.JSONDecodeError",
+        "helpers.assets.AssetError",
+    ):
+        assert not rules.real_errors(with_doc(f"Adds one.\n\nRaises: {name} for a text."), exists)
 
 
-def test_what_is_exported_is_annotated() -> None:
-    assert len(exported()) > 250
-    found = [f"{title(v)} {bad}" for v in exported() if (bad := lacks_annotations(v))]
-    assert not found, "\n".join(found)
+@pytest.mark.parametrize(
+    ("doc", "missing"),
+    [
+        ("Adds one.", 2),
+        ("Adds one.\n\nSource: Hu et al. 2021, equation 3.", 1),
+        ("Adds one.\n\nTaught in: notebook 03, section 2.", 1),
+        ("Adds one.\n\nTaught in: the third notebook.", 2),
+        ("Adds one.\n\nSource: peft. Taught in: notebook 03, section 2.", 0),
+    ],
+)
+def test_a_missing_source_or_lesson_is_found(doc: str, missing: int) -> None:
+    assert len(rules.traced(with_doc(doc))) == missing
 
 
-@pytest.mark.parametrize("rule", [lacks_shapes, lacks_units, lacks_errors])
-def test_what_is_exported_gives_shapes_units_and_errors(rule) -> None:
-    found = [f"{title(v)} {bad}" for v in exported() if (bad := rule(v, v.__doc__ or ""))]
-    assert not found, "\n".join(found)
+def test_source_and_lesson_may_stand_at_the_top_of_the_module() -> None:
+    top = '"""Numbers.\n\nSource: peft.\nTaught in: notebook 03, section 2.\n"""\n'
+    assert not rules.traced(one(top + 'def f() -> int:\n    """One more."""\n'))
 
 
-@pytest.mark.parametrize("pattern", [TAUGHT, SOURCE])
-def test_what_is_exported_names_its_source_and_its_lesson(pattern: re.Pattern) -> None:
-    found = []
-    for value in exported():
-        text = f"{value.__doc__}\n{modules()[value.__module__].__doc__}"
-        if value.__module__ not in PLUMBING and not pattern.search(text):
-            found.append(f"{title(value)} and its module lack {pattern.pattern!r}")
-    assert not found, "\n".join(found)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("notebook 03, section 2.", [("03", "section", 2)]),
+        ("notebook 03, sections 2 and\n4.", [("03", "section", 2), ("03", "section", 4)]),
+        ("notebook 03, sections 7 to 9.", [("03", "section", n) for n in (7, 8, 9)]),
+        ("notebook 10, failure 8.", [("10", "failure", 8)]),
+        ("notebook 03, section 4, and notebook 10.", [("03", "section", 4), ("10", "section", 0)]),
+    ],
+)
+def test_places_are_read(text: str, expected: list) -> None:
+    assert rules.places(f"Adds one.\n\nTaught in: {text}\n") == expected
 
 
-def test_every_lesson_and_section_that_is_named_exists() -> None:
-    known = sections()
-    texts = {title(value): value.__doc__ or "" for value in public()}
-    texts |= {name: module.__doc__ or "" for name, module in modules().items()}
-    found = [f"{name}: {bad}" for name, text in texts.items() for bad in wrong_places(text, known)]
-    assert not found, "\n".join(found)
+def test_a_place_that_is_not_there_is_found() -> None:
+    there = {"03": {("section", 1), ("section", 2), ("exercise", 1)}}
+    for text in ("notebook 03, section 3", "notebook 04, section 1", "notebook 03, exercise 2"):
+        assert rules.real_places("f", f"Adds one.\n\nTaught in: {text}.", there)
+    for text in ("notebook 03, sections 1 and 2", "notebook 03, exercise 1"):
+        assert not rules.real_places("f", f"Adds one.\n\nTaught in: {text}.", there)
+    assert len(headings()["03"]) == 13 and ("failure", 18) in headings()["10"]
 
 
-# --- Each rule can fail --------------------------------------------------------------------------
+def test_a_lesson_that_has_no_use_for_the_name_is_found() -> None:
+    item = with_doc("Adds one.\n\nTaught in: notebook 03, section 2.")
+    reached_ = {"03": {"helpers.small"}, "04": {"helpers.small"}}
+    assert rules.used_there(item, {}, {"04": {"helpers.small"}})
+    assert rules.used_there(item, {"04": {"helpers.small.f"}}, reached_)
+    assert not rules.used_there(item, {"03": {"helpers.small.f"}}, reached_)
+    assert not rules.used_there(item, {}, reached_)
 
 
-def test_a_docstring_that_lacks_something_is_found() -> None:
-    import torch
-
-    def bad(x: torch.Tensor, size_bytes: int, y) -> torch.Tensor:
-        """Doubles"""
-        if size_bytes < 0:
-            raise ValueError(f"{size_bytes} bytes")
-        return 2 * x
-
-    assert begins_badly(bad.__doc__) and begins_badly(None)
-    assert lacks_annotations(bad) == "annotates not y"
-    assert lacks_shapes(bad, bad.__doc__) == "gives no shape for x"
-    assert lacks_units(bad, bad.__doc__) == "gives no unit for size_bytes"
-    assert lacks_errors(bad, bad.__doc__) == "raises ValueError and does not say so"
-    good = "Doubles (batch, length).\n\nsize_bytes: bytes.\n\nRaises:\n    ValueError: no."
-    assert not begins_badly(good)
-    assert not any(rule(bad, good) for rule in (lacks_shapes, lacks_units, lacks_errors))
-    assert wrong_places("Taught in: notebook 99, section 1.", {"00": {"1"}})
-    assert not wrong_places("Taught in: notebook 00, section 1.", {"00": {"1"}})
+def test_what_a_source_takes_is_traced_to_its_definition() -> None:
+    source = """
+from helpers import adapters, updates
+from helpers.experiments import study
+adapters.match(model, "q_proj"); updates.table(model); study.results("ranks")
+"""
+    assert {
+        "helpers.adapters.matching.match",
+        "helpers.updates.table",
+        "helpers.experiments.study.results",
+    } <= uses(ast.parse(source))
+    inside = uses(
+        ast.parse("from ..models import tiny\nfrom .sizes import count"), "helpers.adapters"
+    )
+    assert {"helpers.models.architectures.tiny", "helpers.adapters.sizes.count"} <= inside

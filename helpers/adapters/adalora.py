@@ -1,7 +1,7 @@
 """AdaLoRA's ranks: the budget that a schedule allows, the ranks of a model, and the Trainer.
 
 AdaLoRA writes the update of a weight as P Λ Q with a diagonal Λ and prunes entries of Λ while it
-trains, the least important of all modules first (Zhang et al. 2023, "AdaLoRA", sections 3.1, 3.2).
+trains, the least important of all modules first.
 In peft P is `lora_B`, the diagonal of Λ is `lora_E`, and Q is `lora_A`.
 
 Source: AdaLoRA (Zhang et al. 2023), section 3.2; peft's AdaLoraConfig and update_and_allocate.
@@ -10,12 +10,17 @@ Taught in: notebook 04, section 8.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pandas as pd
 import torch
 from peft import AdaLoraConfig
 from peft.tuners.adalora import RankAllocator
 from torch import nn
 from transformers import TrainerCallback
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
 def rank_budget(config: AdaLoraConfig, modules: int) -> pd.DataFrame:
@@ -114,8 +119,19 @@ class AllocateRanks(TrainerCallback):
     """
 
     # The Trainer passes what a callback may want by keyword; these take what they need of it.
-    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        """Refuses a run that the schedule does not fit."""
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Refuses a run that the schedule does not fit.
+
+        Raises:
+            ValueError: as the class says.
+        """
         if not hasattr(getattr(model, "base_model", None), "update_and_allocate"):
             raise ValueError(
                 f"AllocateRanks needs a model with a trainable AdaLoRA, not {type(model).__name__}"
@@ -132,6 +148,13 @@ class AllocateRanks(TrainerCallback):
                 "AdaLoRA's importance scores: train it in one run, or use LoRA"
             )
 
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
         """Updates the importance scores and masks; `global_step` still counts from 0 here."""
         model.base_model.update_and_allocate(state.global_step)

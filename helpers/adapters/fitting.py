@@ -1,4 +1,8 @@
-"""Whether the tensors of an adapter's file fit a base model, worked out from shapes alone."""
+"""Whether the tensors of an adapter's file fit a base model, worked out from shapes alone.
+
+Source: peft, whose own functions name what it would save, on shapes without weights.
+Taught in: notebook 07, section 8.
+"""
 
 from __future__ import annotations
 

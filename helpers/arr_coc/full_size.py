@@ -67,7 +67,7 @@ def hybrid(name: str, *, rank: int = 32) -> PeftModel:
     Args:
         name: such as "qwen2-vl-7b", one of `models.FULL_SIZE` that sees images.
 
-    Taught in: notebook 09, section 8.
+    Taught in: notebook 09, sections 7 and 8.
     """
     base = models.full_size(name)
     width = base.config.get_text_config().hidden_size

@@ -123,7 +123,13 @@ class ArrCoc(PreTrainedModel):
         """Every module starts as it was made."""
 
     def look(self, images: Tensor, questions: Tensor, *, noise: Tensor | None = None) -> Look:
-        """Where to look closely for this question; the answer is not among the arguments."""
+        """Where to look closely for this question; the answer is not among the arguments.
+
+        Args:
+            images: (B, 3, H, W), numbers from 0 to 1.
+            questions: (B, words).
+            noise: (B, N), added to the logits before the choice.
+        """
         cells = texture(images, self.config.grid)
         asked = self.question(questions)
         if self.config.blind:
@@ -136,7 +142,7 @@ class ArrCoc(PreTrainedModel):
         return Look(scores, relevance, temperature, weights, tensions, share, chosen)
 
     def question(self, questions: Tensor) -> Tensor:
-        """(B, D) the mean of the question's word embeddings, without padding."""
+        """(B, words) to (B, D): the mean of the words' embeddings, without padding."""
         words = self.language_model.get_input_embeddings()(questions)
         real = (questions != world.PAD).unsqueeze(-1).to(words.dtype)
         return (words * real).sum(1) / real.sum(1).clamp(min=1)
@@ -147,6 +153,8 @@ class ArrCoc(PreTrainedModel):
         """(B, words): the logits of the answer with the fine tokens of ``chosen`` cells only.
 
         Args:
+            images: (B, 3, H, W), numbers from 0 to 1.
+            questions: (B, words of the question).
             chosen: (B, N) bool, equally many True in each row.
             weight: (B, N), multiplied to the attention that a cell's fine tokens get. Multiplying
                 the tokens themselves would do next to nothing: the decoder's first layer divides
@@ -174,6 +182,7 @@ class ArrCoc(PreTrainedModel):
         """(B, words): all tokens are there; attention to a cell's fine ones times ``weight``.
 
         Args:
+            images, questions: as `read` takes them.
             weight: (B, N) from 0, which removes them, to 1.
             floor: added to the weight before its logarithm, so that a gradient gets through at 0.
                 A reader that trains with one learns to read what it should not see.
@@ -192,8 +201,13 @@ class ArrCoc(PreTrainedModel):
         """Look, then read.
 
         Args:
+            images, questions: as `read` takes them.
             answers: (B,) words; with them there is a loss. They never reach the modules that look.
             chosen: (B, N) bool, to read other cells than the modules choose.
+
+        Raises:
+            ValueError: rows with different numbers of ``chosen`` cells, or a selection that is none
+                of `SELECTIONS`.
         """
         look = None
         if chosen is not None:

@@ -2,6 +2,9 @@
 
 A specification of our own for the modules that the note names; their originals are described in
 the lesson. Sizes here: B images, G x G = N cells, q of width D, K cells chosen.
+
+Source: arr-coc-0-1; each class says what was kept of it.
+Taught in: notebook 09, sections 3 and 4.
 """
 
 from __future__ import annotations

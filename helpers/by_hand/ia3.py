@@ -99,6 +99,7 @@ def add_ia3(model: PreTrainedModel) -> PreTrainedModel:
 def merge_ia3(model: PreTrainedModel) -> PreTrainedModel:
     """Put plain linear layers, with the factors in them, in the place of those of `add_ia3`.
 
+    Source: Liu et al. 2022, section 3.3.
     Taught in: notebook 05, section 2.
     """
     for layer in model.model.layers:

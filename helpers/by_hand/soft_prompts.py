@@ -114,6 +114,7 @@ class PTuning(PromptTuning):
         tokens: the number of virtual tokens.
         hidden: the width of the MLP; the base's width when it is None, as in peft.
 
+    Raises: ValueError for fewer than one virtual token.
     Source: Liu et al. 2021, "GPT Understands, Too", section 3.2; the MLP instead of an LSTM and an
     MLP is peft's choice.
     Taught in: notebook 05, section 2.

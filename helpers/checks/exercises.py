@@ -49,7 +49,7 @@ def lora_layer(cls: type[nn.Module]) -> Passed:
         Broken: constructor, base frozen, shapes, A random, B zero, only A and B train, starts as
             identity, gradient reaches B, update rank, scaling, or merge.
 
-    Source: Hu et al. 2021, "LoRA", section 4.1 and equation 3. Taught in: notebook 01, exercise 1
+    Source: Hu et al. 2021, "LoRA", section 4.1 and equation 3. Taught in: notebook 01, exercise 1.
     """
     with torch.random.fork_rng(devices=[]):
         for shape in SHAPES:
@@ -69,7 +69,7 @@ def _check_layer(cls: type[nn.Module], ins: int, outs: int, rank: int, alpha: fl
     x = torch.randn(3, 5, ins)
     plain = nn.functional.linear(x, weight, bias)
 
-    _check_frozen(layer, base)
+    _check_frozen(base)
     _check_shapes(a, b, ins, outs, rank)
     _check_start(cls, a, b, ins, outs, rank, alpha)
     _check_trainable(layer, a, b)
@@ -103,7 +103,7 @@ def _matrix(layer: nn.Module, name: str) -> Tensor:
     raise Broken("shapes", f"the layer has no parameter {name}, it has {names}")
 
 
-def _check_frozen(layer: nn.Module, base: nn.Linear) -> None:
+def _check_frozen(base: nn.Linear) -> None:
     free = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
     if free:
         raise Broken(
@@ -254,7 +254,8 @@ def targets(pattern: str | Collection[str], model: nn.Module, expected: Collecti
     Raises:
         Broken: the pattern reaches nothing, misses a module, or reaches one too many.
 
-    Taught in: notebook 01, exercise 2
+    Source: peft, ``LoraConfig.target_modules``.
+    Taught in: notebook 01, exercise 2.
     """
     with running("a pattern", f"adapters.match with {pattern!r}"):
         found = adapters.match(model, pattern)
@@ -279,7 +280,7 @@ def trainable_parameters(answer: int, in_features: int, out_features: int, rank:
     Raises:
         Broken: the answer is not rank * (in + out); names the usual slip when it is one.
 
-    Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 00, exercise
+    Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 00, exercise 1.
     """
     right = rank * (in_features + out_features)
     if answer == right:

@@ -1,7 +1,7 @@
 """The checks of the exercises on failures: losses to trust, and what a save leaves out.
 
 Source: this course's own.
-Taught in: notebook 10.
+Taught in: notebook 10, exercises 1 and 2.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def trustworthy_losses(answer: Trust) -> Passed:
     Raises:
         Broken: the rule is what the list does ("falls", "has a NaN", ...).
 
-    Taught in: notebook 10, exercise 1
+    Source: this course's own.
+    Taught in: notebook 10, exercise 1.
     """
     for what, losses, expected in _RUNS:
         with running("no error", f"the function, called with a list that {what},"):
@@ -54,7 +55,7 @@ def lost_on_save(answer: Lost) -> Passed:
     Raises:
         Broken: nothing lost, base weight, original head, or head.
 
-    Source: peft, ``get_peft_model_state_dict``. Taught in: notebook 10, exercise 2
+    Source: peft, ``get_peft_model_state_dict``. Taught in: notebook 10, exercise 2.
     """
     healthy = _classifier(task_type="SEQ_CLS")
     base = _classifier(task_type="SEQ_CLS")

@@ -32,7 +32,7 @@ def hybrid_flags(freeze: Freeze) -> Passed:
     Raises:
         Broken: LoRA trains, modules train, base frozen, originals frozen, or name trap.
 
-    Source: peft, ``ModulesToSaveWrapper``. Taught in: notebook 09, exercise on what trains
+    Source: peft, ``ModulesToSaveWrapper``. Taught in: notebook 09, exercise 1.
     """
     for trap, before in ((False, False), (False, True), (True, True)):
         torch.manual_seed(0)
@@ -85,7 +85,7 @@ def log_of_draw(answer: Draw) -> Passed:
     Raises:
         Broken: one cell, replacement, order or number, with the usual slip when it is one.
 
-    Source: Plackett 1975, Luce 1959. Taught in: notebook 09, exercise on the draw
+    Source: Plackett 1975, Luce 1959. Taught in: notebook 09, exercise 2.
     """
     logits = torch.tensor([1.5, 0.0, -0.5, 0.7])
     for order in ([0], [0, 1], [1, 0], [3, 0, 2]):

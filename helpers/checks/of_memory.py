@@ -1,7 +1,7 @@
 """Checks of the exercises of lesson 03.
 
 Source: QLoRA (Dettmers et al. 2023), section 3, for the bytes.
-Taught in: notebook 03.
+Taught in: notebook 03, exercises 1 and 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,8 @@ def four_bit_bytes(answer: Callable[[int, bool], int]) -> Passed:
     Raises:
         Broken: names the rule and the number of weights that breaks it.
 
-    Taught in: notebook 03, exercise 1
+    Source: Dettmers et al. 2023, "QLoRA", section 3.
+    Taught in: notebook 03, exercise 1.
     """
     for weights, double, rule in PACKINGS:
         given = f"{weights:,} weights, double={double}"
@@ -89,7 +90,8 @@ def peak_bytes(answer: Callable[[Events], int]) -> Passed:
     Raises:
         Broken: names the rule and the events that break it.
 
-    Taught in: notebook 03, exercise 2
+    Source: PyTorch, notes "CUDA semantics: memory management".
+    Taught in: notebook 03, exercise 2.
     """
     for events, right, rule in TRACES:
         with running(rule, f"the function, called with {list(events)},"):

@@ -1,7 +1,7 @@
 """Checks for the exercises on merging and serving.
 
 Source: this course's own.
-Taught in: notebook 07.
+Taught in: notebook 07, exercises 1 and 2.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def weighted_sum(merge: Merge) -> Passed:
         Broken: shapes, scaling, weights, cross terms, or the sum, with the usual slip when it is
             one.
 
-    Source: peft, ``add_weighted_adapter`` with "cat". Taught in: notebook 07, exercise on merges
+    Source: peft, ``add_weighted_adapter`` with "cat". Taught in: notebook 07, exercise 1.
     """
     cases = (
         ((2, 2), (2.0, 3.0), (0.7, 0.4)),
@@ -166,7 +166,8 @@ def timing_verdict(verdict: Verdict) -> Passed:
     Raises:
         Broken: the kind of timing that was read wrongly, with the usual reason.
 
-    Taught in: notebook 07, exercise on timing
+    Source: this course's own.
+    Taught in: notebook 07, exercise 2.
     """
     for what, rows, right, why in _TIMINGS:
         rounds = [dict(zip(("base", "base again", "apart"), row, strict=True)) for row in rows]

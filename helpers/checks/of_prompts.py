@@ -1,7 +1,7 @@
 """Checks for the exercises on soft prompts and (IA)3: the input, the cache, the merged weight.
 
 Source: transformers' cache: keys and values, for every layer and token.
-Taught in: notebook 05.
+Taught in: notebook 05, exercises 1 to 3.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def prompt_loss(loss: Loss) -> Passed:
     Raises:
         Broken: place, mask, labels or gradient; names the usual slip when it is one.
 
-    Source: Lester et al. 2021, section 2. Taught in: notebook 05, exercise 1
+    Source: Lester et al. 2021, section 2. Taught in: notebook 05, exercise 1.
     """
     base, prompt, batch = _case()
     right = PromptTuning(base, prompt)(**batch).loss.item()
@@ -105,7 +105,8 @@ def cache_bytes(answer: int, model: nn.Module, virtual_tokens: int) -> Passed:
     Raises:
         Broken: the answer is another number; names the usual slip when it is one.
 
-    Taught in: notebook 05, exercise 2
+    Source: transformers, ``DynamicCache``.
+    Taught in: notebook 05, exercise 2.
     """
     config = model.config.get_text_config()
     right = virtual_tokens * adapters.cache_bytes_per_token(model)
@@ -134,7 +135,7 @@ def merged_input(merge: Callable[[Tensor, Tensor], Tensor]) -> Passed:
     Raises:
         Broken: runs, shape, columns, or weight untouched.
 
-    Source: Liu et al. 2022, section 3.3. Taught in: notebook 05, exercise 3
+    Source: Liu et al. 2022, section 3.3. Taught in: notebook 05, exercise 3.
     """
     for outs, ins in ((3, 5), (4, 4)):  # the square one hides no shape error, but other slips
         generator = torch.Generator().manual_seed(outs)

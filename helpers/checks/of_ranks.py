@@ -15,7 +15,7 @@ def adapter_size(answer: int, model: nn.Module, rank: int, target_modules: list[
     Raises:
         Broken: the answer is another number; names the usual slip when it is one.
 
-    Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 02, exercise 1
+    Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 02, exercise 1.
     """
     layers = [model.get_submodule(name) for name in adapters.match(model, target_modules).matched]
     right = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
@@ -42,7 +42,7 @@ def lora_ranks(model: nn.Module, expected: dict[str, int], scaling: float) -> Pa
     Raises:
         Broken: a module is missing, one too many, has another rank or another scaling.
 
-    Source: peft, `LoraConfig.rank_pattern` and `alpha_pattern`. Taught in: notebook 02, exercise 2
+    Source: peft, `LoraConfig.rank_pattern` and `alpha_pattern`. Taught in: notebook 02, exercise 2.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = {name: m for name, m in base.named_modules() if hasattr(m, "lora_A")}

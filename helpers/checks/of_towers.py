@@ -31,7 +31,7 @@ def tower_ranks(ranks: Ranks) -> Passed:
     Raises:
         Broken: pair, ratio, budget, or largest, with the usual slip when it is one.
 
-    Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 08, exercise on ranks
+    Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 08, exercise 2.
     """
     for vision, language, budget, times in _CASES:
         with running("ranks", f"the function, called with a budget of {budget:,},"):
@@ -50,7 +50,7 @@ def tower_pattern(pattern: str, model: nn.Module) -> Passed:
     Raises:
         Broken: kind, matches, towers, or all, with names of the first layer that is wrong.
 
-    Source: peft, ``LoraConfig.target_modules``. Taught in: notebook 08, exercise on patterns
+    Source: peft, ``LoraConfig.target_modules``. Taught in: notebook 08, exercise 1.
     """
     if not isinstance(pattern, str):
         raise Broken(

@@ -1,7 +1,7 @@
 """Checks of the exercises of lesson 06.
 
 Source: transformers' TrainingArguments and EarlyStoppingCallback.
-Taught in: notebook 06.
+Taught in: notebook 06, exercises 1 and 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +26,14 @@ STOPS = (
 def group_loss(answer: Callable[[Sequence[Tensor], Sequence[int]], Tensor]) -> Passed:
     """Checks `answer(losses, targets)`: the loss of several batches as if they were one.
 
-    `losses` are the batches' mean losses, `targets` over how many targets each is a mean.
+    `losses` are the batches' mean losses, scalars in nats; `targets`, over how many targets each
+    is a mean.
 
     Raises:
         Broken: weights, gradient, or one batch alone.
 
-    Taught in: notebook 06, exercise 1
+    Source: transformers, ``Trainer.get_batch_samples`` (``num_items_in_batch``).
+    Taught in: notebook 06, exercise 1.
     """
     losses = [torch.tensor(loss, requires_grad=True) for loss in LOSSES]
     with running("weights", "the function, called with losses and targets,"):
@@ -77,7 +79,8 @@ def early_stopping(answer: Callable[[Sequence[float], int], int]) -> Passed:
     Raises:
         Broken: names the rule and the losses that break it.
 
-    Taught in: notebook 06, exercise 2
+    Source: transformers, ``EarlyStoppingCallback``.
+    Taught in: notebook 06, exercise 2.
     """
     for losses, patience, epoch, rule in STOPS:
         with running(rule, f"the function, called with {list(losses)} and {patience},"):

@@ -32,7 +32,7 @@ def rank_schedule(budget: Budget) -> Passed:
         Broken: warm-up, final phase, cubic fall or whole number, with the step that shows it;
             names the usual slip when it is one.
 
-    Source: Zhang et al. 2023, "AdaLoRA", section 3.3. Taught in: notebook 04, exercise on AdaLoRA
+    Source: Zhang et al. 2023, "AdaLoRA", section 3.3. Taught in: notebook 04, exercise 2.
     """
     for start, target, modules, tinit, tfinal, total in SCHEDULES:
         given = (start * modules, target * modules, tinit, tfinal, total)
@@ -105,7 +105,7 @@ def dora_weight(merge: Merge) -> Passed:
         Broken: scaling, update, lengths after the update, one length for each output, or magnitude,
             with the usual slip when it is one; also for a result that is no such tensor.
 
-    Source: Liu et al. 2024, "DoRA", equation 5. Taught in: notebook 04, exercise on DoRA
+    Source: Liu et al. 2024, "DoRA", equation 5. Taught in: notebook 04, exercise 1.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -67,7 +67,7 @@ def machine(found: Machine | None = None) -> pd.DataFrame:
     `result` is "pass", "fail", or "info" where nothing is required. Looks at this machine unless
     it is given another one.
 
-    Taught in: notebook 00, section 1
+    Taught in: notebook 00, section 1.
     """
     found = found or look()
     rows = [

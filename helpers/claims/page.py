@@ -2,6 +2,9 @@
 
 `python -m helpers.claims page` writes both. Their texts and figures are those of the ledger; by
 hand are only the ids of `data/surprises.csv`, each with a line that says why it surprises.
+
+Source: this course's own.
+Taught in: notebook 00, section 3.
 """
 
 import csv
@@ -83,7 +86,11 @@ def readme(root: Path) -> str:
 
 
 def findings(root: Path) -> str:
-    """How many claims have which verdict, and the ten that surprise most, in Markdown."""
+    """How many claims have which verdict, and the ten that surprise most, in Markdown.
+
+    Raises:
+        ClaimError: data/surprises.csv names a claim that the ledger does not have.
+    """
     claims = read(root)
     known = {claim.id: claim for claim in claims}
     chosen = surprises(root)

@@ -1,4 +1,8 @@
-"""Where claims are settled, and whether the ledger says what was computed there."""
+"""Where claims are settled, and whether the ledger says what was computed there.
+
+Source: this course's own.
+Taught in: notebook 00, section 3.
+"""
 
 import ast
 import json

@@ -48,6 +48,7 @@ class Seeds:
 
     Source: Student 1908, "The Probable Error of a Mean"; for `comparable`, Schuirmann 1987, two
     one-sided tests (read off the 95 % interval, each test is held to 2.5 %).
+    Taught in: notebook 01, section 3.
     """
 
     a: Sequence[float]
@@ -80,7 +81,11 @@ class Seeds:
         return Interval(mean, mean - reach, mean + reach)
 
     def gain(self) -> float:
-        """What b improved over the untrained model; positive."""
+        """What b improved over the untrained model; positive.
+
+        Raises:
+            ClaimError: no ``untrained`` value, or b is no better than it.
+        """
         if self.untrained is None:
             raise ClaimError("A margin in % of gain needs Seeds(…, untrained=…).")
         change = statistics.fmean(self.b) - self.untrained
@@ -170,7 +175,11 @@ def _check_keys(rule: Rule, measured: Mapping[str, object]) -> None:
 
 
 def plain(text: str) -> str:
-    """The text, unless it would break the one line that a judgement is."""
+    """The text, unless it would break the one line that a judgement is.
+
+    Raises:
+        ClaimError: no text, an empty one, or one that holds "·" or a line break.
+    """
     if not isinstance(text, str) or not text.strip() or "·" in text or "\n" in text:
         raise ClaimError(f"a name or condition is one line of text without '·', not {text!r}.")
     return text

@@ -70,13 +70,19 @@ def judge(id: str, measured: object) -> Judgement:
     Raises:
         ClaimError: unknown id, a claim without a rule, or a value that the rule cannot read.
 
-    Taught in: notebook 00, section 2
+    Taught in: notebook 00, section 2.
     """
     return weigh(find(id), measured)
 
 
 def out_of_reach(id: str, needs: str) -> Judgement:
-    """The verdict on a claim that cannot be measured here; `needs` says what it would take."""
+    """The verdict on a claim that cannot be measured here; `needs` says what it would take.
+
+    Raises:
+        ClaimError: unknown id, or `needs` is no line of text.
+
+    Taught in: notebook 02, section 4.
+    """
     claim = find(id)
     condition = f"needs {plain(needs)}"
     return Judgement(id, claim.claim, _says(claim), "", "out of reach", condition)

@@ -8,6 +8,9 @@ equal seconds, once the ratio of their times is measured.
 `RATES` runs the whole grid of learning rates with three seeds, to see how both behave where the
 rate is too high, and each arm's best rate with two more; `BY_TASK` repeats the comparison on
 another task, each arm at its own best rate.
+
+Source: Liu et al. 2024, "DoRA"; the comparison is this course's own.
+Taught in: notebook 04, section 3.
 """
 
 from __future__ import annotations

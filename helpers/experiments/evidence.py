@@ -46,6 +46,8 @@ def at_best_rate(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Args:
         rows: of a study, with learning_rate, seed and validation_loss.
         by: the columns whose combinations are the arms.
+
+    Taught in: notebook 04, section 3.
     """
     mean = whole_grid(rows, by).groupby([*by, "learning_rate"], as_index=False)
     best = lowest(mean["validation_loss"].mean(), by=by, metric="validation_loss")
@@ -107,7 +109,7 @@ def recommend_rank(task: str) -> Recommendation:
         enough,
         _strength(losses, enough, best, allowed),
         _because(losses, enough, best, gain),
-        _table(losses, best, gain),
+        _table(losses, gain),
     )
 
 
@@ -165,7 +167,7 @@ def _because(losses: pd.DataFrame, rank: int, best: int, gain: float) -> str:
     return f"{text} ({len(losses)} seeds, gain {gain:.2f} nats over the control)"
 
 
-def _table(losses: pd.DataFrame, best: int, gain: float) -> pd.DataFrame:
+def _table(losses: pd.DataFrame, gain: float) -> pd.DataFrame:
     shares = (losses[0].mean() - losses.mean()) / gain
     return pd.DataFrame(
         {

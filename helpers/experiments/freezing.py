@@ -252,7 +252,7 @@ def scores(model: nn.Module, shift: str) -> dict[str, float]:
     """
     validation, test = _rows("validation", shift), _rows("test", shift)
     before = _first(_rows("test"), BEFORE_ROWS)
-    shape, colour = _shares(tiny_vlm.right(model, test), test)
+    shape, colour = towers.shares(tiny_vlm.right(model, test), test)
     measures = {
         "validation_error": 1 - _mean(tiny_vlm.right(model, validation), validation),
         "test": (shape + colour) / 2,
@@ -344,8 +344,7 @@ def _asked_anew(ids: Tensor) -> Tensor:
 
 @functools.cache
 def _rows(split: str, shift: str = "none") -> Examples:
-    few = {"validation": towers.VALIDATION_ROWS, "test": towers.TEST_ROWS}[split]
-    return shifted(_first(tiny_vlm.examples(split), few), shift)
+    return shifted(towers.held_out(split), shift)
 
 
 def _first(questions: Examples, rows: int) -> Examples:
@@ -359,16 +358,10 @@ def _train_rows(shift: str) -> list[dict[str, Tensor]]:
 
 def _majority(shift: str) -> dict[str, float]:
     train = shifted(tiny_vlm.examples("train"), shift)
-    commonest = torch.stack(
-        [train.input_ids[train.is_shape == kind, -1].mode().values for kind in (False, True)]
-    )
     validation, test = _rows("validation", shift), _rows("test", shift)
     before = _first(_rows("test"), BEFORE_ROWS)
-    right = [
-        commonest[questions.is_shape.long()] == questions.input_ids[:, -1]
-        for questions in (validation, test, before)
-    ]
-    shape, colour = _shares(right[1], test)
+    right = [towers.majority(train, questions) for questions in (validation, test, before)]
+    shape, colour = towers.shares(right[1], test)
     measures = {
         "validation_error": 1 - _mean(right[0], validation),
         "test": (shape + colour) / 2,
@@ -381,13 +374,7 @@ def _majority(shift: str) -> dict[str, float]:
 
 
 def _mean(right: Tensor, questions: Examples) -> float:
-    return sum(_shares(right, questions)) / 2
-
-
-def _shares(right: Tensor, questions: Examples) -> tuple[float, float]:
-    """Share right of the shape and of the colour questions."""
-    kinds = (questions.is_shape, ~questions.is_shape)
-    return tuple(right[kind].float().mean().item() for kind in kinds)
+    return sum(towers.shares(right, questions)) / 2
 
 
 def rates_of(vision: int, language: int) -> tuple[float, ...]:

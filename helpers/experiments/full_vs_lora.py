@@ -2,6 +2,9 @@
 
 Equal for all arms: the steps, the batches and their order, fp32. Each arm has its own grid of
 learning rates; the rate is chosen on the validation rows, the verdict is read on the test rows.
+
+Source: this course's own.
+Taught in: notebook 01, section 3, and notebook 03, section 5.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ seed. After each quarter of a run every query and value weight is compared with 
 self: a point of the paper's figure 2.
 
 Source: Liu et al., "DoRA" (2024), section 3.2 and figure 2.
+Taught in: notebook 04, section 2.
 """
 
 from __future__ import annotations

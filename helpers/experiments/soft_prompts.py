@@ -25,7 +25,12 @@ from peft import (
     get_peft_model,
     initialize_kv_prefix_from_text,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForTokenClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForTokenClassification,
+    PreTrainedTokenizerBase,
+)
 
 from helpers import adapters, data, models, training
 from helpers.experiments import ranks, tasks
@@ -94,7 +99,7 @@ def trained(method: str, learning_rate: float, seed: int) -> torch.nn.Module:
 
 
 @cache
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerBase:
     """SmolLM2's tokenizer."""
     return AutoTokenizer.from_pretrained(models.path("smollm2"))
 

@@ -99,6 +99,9 @@ def run_study(
     """Run what is missing, append a row for each finished run, return the whole table.
 
     Where the study tunes a setting, the first seeds run all its values and the others the best.
+
+    Raises:
+        StudyError: the stored table has other columns than the study.
     """
     path = folder / f"{study.name}.csv"
     folder.mkdir(parents=True, exist_ok=True)

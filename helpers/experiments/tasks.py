@@ -1,7 +1,7 @@
 """The MiniLM tasks that the studies share: data, head and score of each, loaded once a process.
 
 Source: this course's own; data/LICENSES.md names the data.
-Taught in: notebook 02, section 2.
+Taught in: notebook 02, sections 2 to 5, notebook 06, section 2, and notebook 07, section 4.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from helpers import data, models, training
@@ -83,7 +84,7 @@ TASKS: dict[str, Task] = {
 
 
 @cache
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerBase:
     """MiniLM's tokenizer."""
     return AutoTokenizer.from_pretrained(models.path("minilm"))
 

@@ -54,6 +54,9 @@ def shifted(questions: Examples, shift: str) -> Examples:
     "images" hands red to green, green to blue and blue to red, and keeps 60 % of the brightness;
     the right answer stays. "words" renames each shape to the next shape and each colour to the
     next colour; the questions stay.
+
+    Raises:
+        ValueError: another name.
     """
     if shift not in ("none", *SHIFTS):
         raise ValueError(f"no shift {shift!r}; there is none, {', '.join(SHIFTS)}")
@@ -69,7 +72,7 @@ def shifted(questions: Examples, shift: str) -> Examples:
 def with_lora(model: nn.Module, tower: str, rank: int) -> PeftModel:
     """LoRA of one rank, with alpha = rank, on every linear layer of "vision", "language", "both".
 
-    Taught in: notebook 02.
+    Taught in: notebook 02, section 8.
     """
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS[tower]))
 
@@ -82,9 +85,10 @@ def run(settings: dict, seed: int) -> dict[str, float]:
     """
     torch.manual_seed(seed)
     shift, tower = settings["shift"], settings["tower"]
-    validation, test = (shifted(_first(name), shift) for name in ("validation", "test"))
+    validation, test = (shifted(held_out(name), shift) for name in ("validation", "test"))
     if tower == "majority":
-        right = [_majority(shift, questions) for questions in (validation, test)]
+        train = shifted(tiny_vlm.examples("train"), shift)
+        right = [majority(train, questions) for questions in (validation, test)]
         return _measures(right[0], right[1], right[1], validation, test) | {"parameters": 0}
     if tower == "none":
         return _adapted(tiny_vlm.base(), shift)
@@ -140,7 +144,8 @@ def language_against(table: pd.DataFrame, shift: str, other: str, rank: int) -> 
     )
 
 
-def _first(split: str) -> Examples:
+def held_out(split: str) -> Examples:
+    """The first rows of "validation" or "test": as many as a study is read on."""
     rows = {"validation": VALIDATION_ROWS, "test": TEST_ROWS}[split]
     whole = tiny_vlm.examples(split)
     return Examples(whole.pixels[:rows], whole.input_ids[:rows], whole.is_shape[:rows])
@@ -163,14 +168,14 @@ def _train_rows(shift: str) -> list[dict[str, Tensor]]:
 
 def _adapted(model: nn.Module, shift: str) -> dict[str, float]:
     """The measures of a model as it is; no parameter counts as trained."""
-    validation, test = (shifted(_first(name), shift) for name in ("validation", "test"))
+    validation, test = (shifted(held_out(name), shift) for name in ("validation", "test"))
     right = [tiny_vlm.right(model, questions) for questions in (validation, test)]
     blank = tiny_vlm.right_blank(model, test)
     return _measures(*right, blank, validation, test) | {"parameters": 0}
 
 
-def _majority(shift: str, questions: Examples) -> Tensor:
-    train = shifted(tiny_vlm.examples("train"), shift)
+def majority(train: Examples, questions: Examples) -> Tensor:
+    """(rows,) True where the commonest training answer to a question of that kind is right."""
     answers = [train.input_ids[train.is_shape == kind, -1].mode().values for kind in (False, True)]
     return torch.stack(answers)[questions.is_shape.long()] == questions.input_ids[:, -1]
 
@@ -182,18 +187,18 @@ def _measures(
     validation: Examples,
     test: Examples,
 ) -> dict[str, float]:
-    shape, colour = _shares(right_test, test)
+    shape, colour = shares(right_test, test)
     measures = {
-        "validation": sum(_shares(right_validation, validation)) / 2,
+        "validation": sum(shares(right_validation, validation)) / 2,
         "test": (shape + colour) / 2,
         "test_shape": shape,
         "test_colour": colour,
-        "test_blank": sum(_shares(right_blank, test)) / 2,
+        "test_blank": sum(shares(right_blank, test)) / 2,
     }
     return {name: round(value, 4) for name, value in measures.items()}
 
 
-def _shares(right: Tensor, questions: Examples) -> tuple[float, float]:
+def shares(right: Tensor, questions: Examples) -> tuple[float, float]:
     """Share right of the shape and of the colour questions: each kind counts the same."""
     kinds = (questions.is_shape, ~questions.is_shape)
     return tuple(right[kind].float().mean().item() for kind in kinds)

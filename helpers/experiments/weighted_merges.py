@@ -53,7 +53,7 @@ def encoder_with_heads(seed: int, names: tuple[str, ...] = TASKS):
         The encoder with a new adapter for each task, and task to model: each model is the same
         encoder under another head, so that an adapter switched in one is switched in all.
 
-    Taught in: notebook 07, section 4.
+    Taught in: notebook 07, section 5.
     """
     models = {name: tasks.base(name, seed) for name in names}
     for model in models.values():
@@ -72,7 +72,7 @@ def trained(seed: int, names: tuple[str, ...] = TASKS):
     Raises:
         TrainingError: a loss is no longer finite.
 
-    Taught in: notebook 07, section 4.
+    Taught in: notebook 07, section 5.
     """
     encoder, models = encoder_with_heads(seed, names)
     for name, model in models.items():
@@ -103,7 +103,7 @@ def with_stored_heads(
 ) -> dict[str, torch.nn.Module]:
     """Task to model: the encoder as it is, under the head that was trained with that task.
 
-    Taught in: notebook 07, section 4.
+    Taught in: notebook 07, section 5.
     """
     models = {name: tasks.base(name, seed=0) for name in names}
     for name, model in models.items():

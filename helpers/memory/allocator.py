@@ -1,4 +1,8 @@
-"""PyTorch's CUDA caching allocator in a page of Python: what is reserved for what is asked for."""
+"""PyTorch's CUDA caching allocator in a page of Python: what is reserved for what is asked for.
+
+Source: PyTorch, c10/cuda/CUDACachingAllocator.cpp.
+Taught in: notebook 03, section 7.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +74,11 @@ class CachingAllocator:
     _lowest: int = 0
 
     def request(self, size: int) -> Block:
-        """A block of at least `size` bytes."""
+        """A block of at least `size` bytes.
+
+        Raises:
+            MemoryError: it does not fit into `capacity`.
+        """
         size = rounded(size)
         block = self._best_fit(size) or self._new_segment(size)
         self._split(block, size)

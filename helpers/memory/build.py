@@ -1,4 +1,8 @@
-"""A fake model: real classes, shapes, dtypes and sharing, without a byte of weights."""
+"""A fake model: real classes, shapes, dtypes and sharing, without a byte of weights.
+
+Source: PyTorch, ``FakeTensorMode``; the classes are those of transformers, peft, bitsandbytes.
+Taught in: notebook 03, section 7.
+"""
 
 from __future__ import annotations
 

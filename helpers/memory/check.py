@@ -1,4 +1,8 @@
-"""What a real run would trip over and a run without data does not notice."""
+"""What a real run would trip over and a run without data does not notice.
+
+Source: what the installed transformers, peft and bitsandbytes refuse, as the tests show.
+Taught in: notebook 03, section 7.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 A prediction runs on fake tensors of the processor, since autograd on fake CUDA tensors aborts on a
 build of PyTorch without CUDA. What the card would do otherwise is put in here, and nowhere else.
+
+Source: PyTorch and bitsandbytes, the files that each function names.
+Taught in: notebook 03, section 7.
 """
 
 from __future__ import annotations

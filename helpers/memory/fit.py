@@ -26,7 +26,7 @@ def cards_that_fit(prediction: Prediction) -> list[Gpu]:
     The kernels stay those of the card that was predicted for. Predict again for the card that is
     chosen: one before Ampere lacks flash attention, Hopper's workspaces are larger.
 
-    Taught in: notebook 03, section 8.
+    Taught in: notebook 03, section 9.
     """
     return [card for card in sorted(GPUS.values(), key=lambda c: c.memory) if prediction.fits(card)]
 
@@ -48,7 +48,7 @@ def largest_batch(plan: Plan, *, exact: bool = True) -> int:
     Raises:
         ValueError: 65536 rows would fit, so the question makes no sense.
 
-    Taught in: notebook 03, section 8.
+    Taught in: notebook 03, section 9.
     """
 
     def spare(batch: int) -> int:

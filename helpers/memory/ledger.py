@@ -29,8 +29,8 @@ def measure(
     an operator takes inside itself and gives back before it returns is not seen.
 
     Args:
-        model: takes the batch and returns an output with a loss.
-        batch: tensors to call it with.
+        model: takes the batch and returns an output with a loss, ().
+        batch: tensors to call it with, such as ``input_ids`` (rows, length).
         optimizer: over what trains; default AdamW with a learning rate of zero, which leaves the
             weights as they are.
 
@@ -77,7 +77,13 @@ def profiler_peak(
 
     Run one step before, so that the optimiser's state exists.
 
+    Args:
+        model: takes the batch and returns an output with a loss, ().
+        batch: tensors to call it with, such as ``input_ids`` (rows, length).
+        optimizer: over what trains; its step changes the weights.
+
     Source: PyTorch, torch.profiler with profile_memory.
+    Taught in: notebook 09, section 7.
     """
     optimizer.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:

@@ -1,4 +1,8 @@
-"""The optimisers of a prediction: PyTorch's own AdamW, and the state of bitsandbytes' versions."""
+"""The optimisers of a prediction: PyTorch's own AdamW, and the state of bitsandbytes' versions.
+
+Source: PyTorch, ``AdamW``; bitsandbytes, optim/optimizer.py.
+Taught in: notebook 03, sections 6 and 7.
+"""
 
 from __future__ import annotations
 

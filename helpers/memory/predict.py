@@ -138,7 +138,7 @@ def predict(
 
     Source: PyTorch, notes "CUDA semantics: memory management"; xMem (arXiv 2510.21048) for
     replaying a run's allocations.
-    Taught in: notebook 03, sections 7 and 8.
+    Taught in: notebook 03, sections 6 to 11.
     """
     plan = make_plan(
         model,
@@ -162,7 +162,11 @@ def predict(
 
 
 def predict_plan(plan: Plan, *, exact: bool = True) -> Prediction:
-    """`predict` for a plan that is already made, such as one of another project's script."""
+    """`predict` for a plan that is already made, such as one of another project's script.
+
+    Raises:
+        ValueError: the libraries cannot run this plan without data; says why.
+    """
     depth = _depth(plan.config)
     if exact or depth <= max(SHALLOW):
         return _whole(plan, True)
@@ -252,7 +256,12 @@ def make_plan(
     padded: bool,
     gpu: str,
 ) -> Plan:
-    """The checked and completed settings of a run; arguments as for `predict`."""
+    """The checked and completed settings of a run; arguments as for `predict`.
+
+    Raises:
+        ValueError: an unknown name, a number that makes no sense, or settings that exclude each
+            other.
+    """
     config = model_config(model)
     for kind, given, known in (
         ("dtype", dtype, tuple(DTYPES)),

@@ -1,4 +1,8 @@
-"""From a list of allocations to peaks: what is allocated and reserved, by category and phase."""
+"""From a list of allocations to peaks: what is allocated and reserved, by category and phase.
+
+Source: this course's own.
+Taught in: notebook 03, sections 6 and 7.
+"""
 
 from __future__ import annotations
 

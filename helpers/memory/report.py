@@ -167,7 +167,7 @@ def as_dict(prediction: Prediction) -> dict:
 
     Every key is always there; a setting that the method does not have is None.
 
-    Taught in: notebook 03, section 8.
+    Taught in: notebook 03, section 11.
     """
     plan = prediction.plan
     return {

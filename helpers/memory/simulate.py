@@ -1,4 +1,8 @@
-"""Train two steps on fake tensors and write down every allocation."""
+"""Train two steps on fake tensors and write down every allocation.
+
+Source: PyTorch, ``FakeTensorMode``.
+Taught in: notebook 03, section 7.
+"""
 
 from __future__ import annotations
 

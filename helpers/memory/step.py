@@ -1,4 +1,8 @@
-"""One optimiser step under watch, the same for real tensors and for fake ones."""
+"""One optimiser step under watch, the same for real tensors and for fake ones.
+
+Source: PyTorch, ``register_post_accumulate_grad_hook``.
+Taught in: notebook 03, section 6.
+"""
 
 from __future__ import annotations
 

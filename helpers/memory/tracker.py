@@ -1,4 +1,8 @@
-"""Watch a training step allocate: every storage's birth and death, with what it is used for."""
+"""Watch a training step allocate: every storage's birth and death, with what it is used for.
+
+Source: PyTorch, ``TorchDispatchMode``.
+Taught in: notebook 03, sections 6 and 7.
+"""
 
 from __future__ import annotations
 

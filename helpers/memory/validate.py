@@ -5,10 +5,8 @@ no constant that was fitted to a row. What their scripts do is followed (padding
 bound to a name); what is not published had to be assumed with rows in view, and is written here as
 a constant with its reason.
 
-Sources: PEFT's method comparison on MetaMathQA (Apache-2.0), one NVIDIA L40S; fitcheck-llm 0.3.1
+Source: PEFT's method comparison on MetaMathQA (Apache-2.0), one NVIDIA L40S; fitcheck-llm 0.3.1
 (MIT), one Tesla T4.
-
-Source: the measured runs in data/memory, each with its own source.
 Taught in: notebook 03, section 8.
 """
 
@@ -161,12 +159,18 @@ CARDS: dict[str, Callable[[pd.Series], list[dict]]] = {"t4": _t4_rows, "l40s": _
 
 
 def measured(card: str) -> pd.DataFrame:
-    """What was measured on a card of `CARDS`, as published."""
+    """What was measured on a card of `CARDS`, as published.
+
+    Taught in: notebook 03, section 8.
+    """
     return pd.read_csv(MEASURED / f"measured_{card}.csv")
 
 
 def predict_row(card: str, row: pd.Series) -> list[dict]:
-    """The row's quantities beside their predictions; a failure is a row with its reason."""
+    """The row's quantities beside their predictions; a failure is a row with its reason.
+
+    Taught in: notebook 03, section 8.
+    """
     try:
         rows = CARDS[card](row)
     except (ValueError, ImportError) as error:  # ImportError: a method's own dependency
@@ -189,7 +193,10 @@ def validate() -> pd.DataFrame:
 
 
 def stored() -> pd.DataFrame:
-    """The table that ``python -m helpers.memory.validate`` wrote last."""
+    """The table that ``python -m helpers.memory.validate`` wrote last.
+
+    Taught in: notebook 03, section 8.
+    """
     return pd.read_csv(STORED)
 
 
@@ -198,6 +205,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     Errors are absolute, in per cent of the measured bytes. A row that could not be predicted counts
     as far off, and shows in `predicted`.
+
+    Taught in: notebook 03, section 8.
     """
 
     lines = {}
@@ -220,6 +229,8 @@ def against_the_anchor(table: pd.DataFrame) -> pd.DataFrame:
 
     The constant says that every method needs what LoRA with rank 32 needs. `difference` is the
     error of a row's distance from that row.
+
+    Taught in: notebook 03, section 8.
     """
     rows = table[(table.card == "l40s") & table.predicted.notna()].set_index("row")
     anchor = rows.loc[ANCHOR]

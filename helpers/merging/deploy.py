@@ -141,7 +141,11 @@ def merge_for_deployment(
 
 
 def refuse_unmergeable(model: PeftModel) -> None:
-    """Raises MergeRefused where a merge is impossible, or would silently give another model.
+    """Refuse a model whose merge is impossible, or would silently give another model.
+
+    Raises:
+        MergeRefused: an adapter without weights to merge, several active ones, one that is merged
+            already, shared or repacked or 8-bit weights, or numbers that are not finite.
 
     Taught in: notebook 07, section 2.
     """

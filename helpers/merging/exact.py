@@ -75,6 +75,10 @@ def disturbed(model: PeftModel, *, seed: int, size: float = 0.02) -> PeftModel:
     """Adds normal noise to everything that trains, in place: an adapter that does something.
 
     Most new adapters change nothing, and a merge that forgot them would go unnoticed.
+
+    Args:
+        seed: of the noise.
+        size: its standard deviation, in the unit of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():

@@ -91,7 +91,7 @@ def weighted(
     (DARE).
     Taught in: notebook 07, section 5.
     """
-    check(model, weights, name, method=method, rank=rank, density=density)
+    _check(model, weights, name, method, rank, density)
     first = model.peft_config[next(iter(weights))]
     try:
         with torch.random.fork_rng(devices=[]):
@@ -114,22 +114,15 @@ def weighted(
     return Weighted(name, model.peft_config[name].r, _distance(model, weights, name))
 
 
-def check(
+def _check(
     model: PeftModel,
     weights: Mapping[str, float],
     name: str,
-    *,
-    method: str = "cat",
-    rank: int | None = None,
-    density: float | None = None,
+    method: str,
+    rank: int | None,
+    density: float | None,
 ) -> None:
-    """Return nothing if `weighted` would merge as asked; takes the same arguments.
-
-    Raises:
-        WeightedMergeError: it would not; says why.
-
-    Taught in: notebook 07, section 5.
-    """
+    """Refuse what peft would merge to something else, or not at all."""
     if not isinstance(getattr(model, "base_model", None), LoraModel):
         raise WeightedMergeError(
             f"weighted merges are for LoRA adapters, and this {type(model).__name__} has none"

@@ -44,7 +44,7 @@ def full_size(name: str) -> PreTrainedModel:
     Raises:
         ValueError: unknown name; the message gives the nearest.
 
-    Taught in: notebook 00, section 2, and notebook 03.
+    Taught in: notebook 00, section 2, and notebook 03, section 1.
     """
     config = _read(_known(name, FULL_SIZE))
     auto = next(
@@ -61,6 +61,8 @@ def published_config(name: str) -> PreTrainedConfig:
 
     Raises:
         ValueError: unknown name; the message gives the nearest.
+
+    Taught in: notebook 03, section 7.
     """
     return _read(_known(name, CONFIGS))
 

@@ -1,4 +1,8 @@
-"""Whisper tiny.en: from a CTranslate2 file to a transformers folder, and a shorter window."""
+"""Whisper tiny.en: from a CTranslate2 file to a transformers folder, and a shorter window.
+
+Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
+Taught in: notebook 01, section 5.
+"""
 
 import json
 import struct

@@ -33,7 +33,7 @@ class NestedAbsmax:
 
     @property
     def bytes(self) -> int:
-        """Without the table of 256 levels (1 KiB), which is the same for every tensor."""
+        """Bytes of codes, scales and offset, without the table of 256 levels (1 KiB)."""
         return _bytes(self.codes) + _bytes(self.absmax) + _bytes(self.offset)
 
 
@@ -53,7 +53,7 @@ class Quantized:
 
     @property
     def bytes(self) -> int:
-        """Codes and scales. Without the tables, which are the same for every tensor."""
+        """Bytes of codes and scales, without the tables, which are the same for every tensor."""
         nested = isinstance(self.absmax, NestedAbsmax)
         return _bytes(self.packed) + (self.absmax.bytes if nested else _bytes(self.absmax))
 
@@ -171,7 +171,7 @@ def quantize(weights: Tensor, quant_type: str = "nf4", block_size: int = 64) -> 
 
 
 def dequantize(quantized: Quantized) -> Tensor:
-    """level * absmax, in the shape and dtype of the weights that were quantised.
+    """Every weight again as level * absmax, in the same shape and dtype as before quantising.
 
     Source: Dettmers et al., QLoRA (2023), equations 2 and 6; bitsandbytes, dequantize_4bit.
     Taught in: notebook 03, section 2.
@@ -206,6 +206,9 @@ def quantize_absmax(absmax: Tensor) -> NestedAbsmax:
     use both signs of the table. On a CPU bitsandbytes rounds to one of 65,536 places before it
     takes the nearest level; close to zero, where levels lie denser than places, that is not always
     the nearest one.
+
+    Args:
+        absmax: (blocks,), float32.
 
     Source: Dettmers et al., QLoRA (2023), section 3; Dettmers et al., 8-bit Optimizers (2022),
     section 2; bitsandbytes, quantize_blockwise.

@@ -1,4 +1,8 @@
-"""4-bit base models through bitsandbytes, with the trap of repacked weights switched off."""
+"""4-bit base models through bitsandbytes, with the trap of repacked weights switched off.
+
+Source: transformers, ``BitsAndBytesConfig``; bitsandbytes, ``Linear4bit``.
+Taught in: notebook 03, sections 1 to 5.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +60,7 @@ def load_in_4bit(
         ValueError: another quant_type.
 
     Source: Dettmers et al., QLoRA (2023), section 3; bitsandbytes, Linear4bit.
-    Taught in: notebook 03, sections 1 and 3.
+    Taught in: notebook 03, sections 2 and 3.
     """
     if quant_type not in QUANT_TYPES:
         raise ValueError(f"Unknown quant_type {quant_type!r}; expected one of {QUANT_TYPES}.")
@@ -83,7 +87,7 @@ def keep_weights_unpacked(model: nn.Module) -> nn.Module:
     on other machines it changes nothing.
 
     Source: bitsandbytes 0.50, Linear4bit.forward.
-    Taught in: notebook 03, section 4, and notebook 10.
+    Taught in: notebook 03, section 4, and notebook 10, failure 18.
     """
     for layer in model.modules():
         if isinstance(layer, bitsandbytes.nn.Linear4bit):

@@ -91,7 +91,11 @@ def tiny() -> Job:
 
 
 def pad(rows: list[dict]) -> training.Batch:
-    """Rows of token ids side by side, filled with zeros, which are masked in the labels."""
+    """Rows of token ids side by side, filled with zeros, which are masked in the labels.
+
+    Source: transformers, ``DataCollatorForTokenClassification``, which fills labels with -100 too.
+    Taught in: notebook 06, sections 1 to 5.
+    """
     ids = [row["input_ids"] for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(i) for i in ids], batch_first=True)
@@ -142,7 +146,11 @@ def replaceable(out: Path) -> bool:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Train, then write the adapter and `losses.json`; a second call replaces both."""
+    """Train, then write the adapter and `losses.json`; a second call replaces both.
+
+    Source: accelerate, ``accelerate launch``.
+    Taught in: notebook 06, section 8.
+    """
     args = parse(words)
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     accelerator = None if alone else Accelerator(cpu=models.device().type == "cpu")

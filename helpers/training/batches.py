@@ -18,7 +18,10 @@ Rows = Sequence[dict]  # or a `datasets.Dataset`
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot give a result; the message says why and what to change."""
+    """A run that cannot give a result; the message says why and what to change.
+
+    Taught in: notebook 06, section 9.
+    """
 
 
 class Batches(Iterator[Batch]):

@@ -4,6 +4,9 @@ A checkpoint is a folder ``step-00000100`` with ``weights.safetensors`` (what tr
 model's buffers), ``optimizer.safetensors`` (AdamW's moments and step counts), one
 ``random-N.json`` per process, and ``state.json`` (losses, position in the data, settings, and the
 size of every other file). It is written under another name and then renamed.
+
+Source: this course's own.
+Taught in: notebook 06, section 6.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ class Checkpoints:
         folder: made when it is not there.
         settings: what has to be the same for a run to go on from here.
         team: the processes of the run; the main one writes.
+
+    Raises:
+        TrainingError: the processes hold parts of the weights only.
     """
 
     def __init__(self, folder: Path, settings: Settings, team: Team) -> None:

@@ -41,6 +41,8 @@ def mean_loss(model: torch.nn.Module, data: Iterable[Batch]) -> float:
 
     Raises:
         TrainingError: there is no target in the data.
+
+    Taught in: notebook 06, section 2.
     """
     return _weighted_loss(model, data, partial(target_count, model))
 
@@ -61,14 +63,22 @@ def _weighted_loss(
 
 @torch.no_grad()
 def accuracy(model: torch.nn.Module, data: Iterable[Batch]) -> float:
-    """Share of right labels, for sequence classification (B,) and token classification (B, T)."""
+    """Share of right labels, for sequence classification (B,) and token classification (B, T).
+
+    Raises:
+        TrainingError: there is no label in the data.
+    """
     model.eval()
     return _share((_right_labels(model, batch) for batch in data), "label")
 
 
 @torch.no_grad()
 def span_accuracy(model: torch.nn.Module, data: Iterable[Batch]) -> float:
-    """Share of rows whose answer span (first and last token) is found exactly."""
+    """Share of rows whose answer span (first and last token) is found exactly.
+
+    Raises:
+        TrainingError: there is no row in the data.
+    """
     model.eval()
     return _share((_right_spans(model, batch) for batch in data), "row")
 

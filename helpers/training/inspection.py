@@ -1,7 +1,7 @@
 """What a batch has to be like before it may reach the model.
 
 Source: torch's cross entropy, which ignores -100; transformers' position limits.
-Taught in: notebook 10, section 3.
+Taught in: notebook 06, sections 3 and 9, and notebook 10, failure 8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The training loop: short enough to read in one minute.
+"""One loop that trains and resumes, short enough to read in one minute.
 
 It adds nothing to the time that the model itself needs (``make bench`` shows the ratio to a bare
 PyTorch loop).
@@ -72,7 +72,7 @@ def train(
             rows longer than the model's positions, the checkpoints are of another run, or the
             loss is no longer finite.
 
-    Taught in: notebook 01, section 3, and notebook 06.
+    Taught in: notebook 01, section 3, and notebook 06, section 3.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
@@ -143,6 +143,8 @@ def gradients(
     model: torch.nn.Module, wrapped: torch.nn.Module, group: list[Batch], team: Team
 ) -> torch.Tensor:
     """Leave the gradients of the mean loss over all targets of all batches; return it, a scalar.
+
+    The loss is one number, (), in nats per target, without a gradient.
 
     The mean of the batches' losses would be another number where they have unequal numbers of
     targets.

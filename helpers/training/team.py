@@ -49,7 +49,7 @@ class Team:
         return self._accelerator.no_sync(model)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of the sum of all processes' losses."""
+        """Gradients of the sum of all processes' losses; ``loss`` is a scalar."""
         if self._accelerator is None:
             loss.backward()
         else:  # the wrapped model takes the mean over the processes
@@ -63,7 +63,7 @@ class Team:
             self._accelerator.clip_grad_norm_(weights, max_norm)
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of a number over the processes."""
+        """The sum of a number over the processes; a scalar gives a scalar."""
         return value if self.count == 1 else self._accelerator.reduce(value, "sum")
 
     def wait(self) -> None:

@@ -65,12 +65,15 @@ class Connector(nn.Module):
         return self.project(pool((patches - self.mean) / self.spread))
 
     def project(self, pooled: Tensor) -> Tensor:
-        """The trained part of it, on patches that are standardised and pooled already."""
+        """The trained part of it, on patches that are standardised and pooled already.
+
+        (images, patches / 4, vision width) to (images, patches / 4, text width).
+        """
         out = self.linear_2(functional.gelu(self.linear_1(pooled)))
         return functional.layer_norm(out, out.shape[-1:]) * self.size
 
     def standardise(self, pooled: Tensor) -> None:
-        """Take mean and spread from the patches of the training images."""
+        """Take mean and spread from the training images' (images, patches / 4, vision width)."""
         rows = pooled.flatten(0, 1)
         self.mean.copy_(rows.mean(0))
         self.spread.copy_(rows.std(0) + 1e-4)
@@ -118,7 +121,7 @@ def untrained(layers: int = LAYERS) -> LlavaForConditionalGeneration:
 def with_lora(model: LlavaForConditionalGeneration, rank: int = RANK) -> PeftModel:
     """LoRA on every linear layer of the decoder, and the connector in full.
 
-    This is the note's moderate strategy. Taught in: notebook 08, section 1.
+    This is the note's moderate strategy. Taught in: notebook 08, sections 1 and 2.
     """
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=TARGETS, modules_to_save=[CONNECTOR]

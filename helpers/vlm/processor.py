@@ -25,7 +25,7 @@ def processor() -> LlavaProcessor:
     It writes an image's places into the text itself: one ``<file_sep>`` becomes nine, one for
     each 28 by 28 pixels, which is what the connector leaves of them.
 
-    Taught in: notebook 08, section 1.
+    Taught in: notebook 08, sections 1 and 2.
     """
     return LlavaProcessor(
         image_processor=image_processor(),
@@ -40,7 +40,7 @@ def processor() -> LlavaProcessor:
 def inputs(images: list, questions: list[str]) -> dict[str, Tensor]:
     """input_ids and attention_mask (rows, length), pixel_values (rows, 3, 84, 84).
 
-    Taught in: notebook 08, section 1.
+    Taught in: notebook 08, sections 1 and 2.
     """
     texts = [f"{IMAGE_TOKEN}{question} Answer:" for question in questions]
     return dict(processor()(images=images, text=texts, padding=True, return_tensors="pt"))
@@ -49,7 +49,9 @@ def inputs(images: list, questions: list[str]) -> dict[str, Tensor]:
 def collate(rows: Iterable[Mapping[str, object]]) -> dict[str, Tensor]:
     """Rows with image, question and answer (a word) to a batch; the loss sees the answer only.
 
-    Taught in: notebook 08, section 1.
+    As `inputs`, with the answer's first token at the end of each row, and labels (rows, length).
+
+    Taught in: notebook 08, sections 1 and 2.
     """
     rows = list(rows)
     batch = inputs([row["image"] for row in rows], [row["question"] for row in rows])

@@ -1,4 +1,8 @@
-"""Training of the connector and of LoRA on the decoder, from cached patches."""
+"""Training of the connector and of LoRA on the decoder, from cached patches.
+
+Source: this course's own.
+Taught in: notebook 08, section 1.
+"""
 
 from __future__ import annotations
 
