@@ -25,7 +25,7 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-from helpers.atomic import put_folder
+from helpers.atomic import is_full, put_folder
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 BUNDLED = DATA.parent / "offline" / "archives"  # only in an unpacked bundle
@@ -236,8 +236,7 @@ def _plain_errors(target: Path) -> Iterator[None]:
                 f"The cache folder {target.parent} cannot be written; set PEFT_MEASURED_CACHE "
                 "to a folder that you may write to."
             ) from error
-        # safetensors reports a full disk in its own exception type, by text only.
-        if "No space left" in str(error) or getattr(error, "errno", None) == errno.EDQUOT:
+        if is_full(error):
             raise _no_room(target.parent) from error
         raise
 

@@ -12,25 +12,75 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
+# A full disk, a user's share of one that is used up, and a file larger than may be written.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_IN_WORDS = ("No space left", "os error 28)", "os error 27)", "os error 122)")
+
+
+class DiskFull(OSError):
+    """There is no room where something was to be written; one sentence says where."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(
+            f"No space left on the disk of {place}: free some, or write to another disk, and do it "
+            "again; what stood there before has not changed."
+        )
+        self.errno = errno.ENOSPC
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk takes no more; safetensors says so in words only."""
+    told = any(words in str(error) for words in _FULL_IN_WORDS)
+    return told or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+@contextmanager
+def plain_when_full(place: Path) -> Iterator[None]:
+    """Turns whatever a full disk raises in the block into one sentence that names ``place``.
+
+    Raises:
+        DiskFull: there is no room; the block is the one that leaves the old bytes as they were.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFull) or not is_full(error):
+            raise
+        raise DiskFull(place) from error
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """An empty file beside ``target`` to write into; it gets that name when the block ends.
+
+    A file that stands there keeps its rights. After a block that fails it is as it was.
+
+    Raises:
+        DiskFull: there is no room.
+        OSError: a folder that cannot be written.
+    """
+    with plain_when_full(target.parent):
+        number, name = tempfile.mkstemp(
+            prefix=f".{target.stem}.", suffix=".part", dir=target.parent
+        )
+        os.close(number)
+        part = Path(name)
+        try:
+            yield part
+            part.chmod(target.stat().st_mode if target.exists() else 0o644)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def put_text(path: Path, text: str) -> None:
     """Write a text beside ``path`` and rename it, so that no reader meets half a file.
 
-    A file that stands there keeps its rights.
-
     Raises:
-        OSError: a folder that cannot be written, or a full disk; the old file is then as it was.
+        OSError: see `whole_file`.
     """
-    number, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    os.close(number)
-    part = Path(name)
-    try:
+    with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
-        part.chmod(path.stat().st_mode if path.exists() else 0o644)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -40,18 +90,20 @@ def whole_folder(target: Path) -> Iterator[Path]:
     A block that fails, or that somebody stops, leaves what stood there before, and nothing else.
 
     Raises:
+        DiskFull: there is no room.
         OSError: see `put_folder`.
 
     Taught in: notebook 07, section 8.
     """
     part = beside(target, "part")
-    shutil.rmtree(part, ignore_errors=True)  # what a killed process left
-    part.mkdir(parents=True)
-    try:
-        yield part
-        put_folder(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with plain_when_full(target.parent):
+        shutil.rmtree(part, ignore_errors=True)  # what a killed process left
+        part.mkdir(parents=True)
+        try:
+            yield part
+            put_folder(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def put_folder(part: Path, target: Path) -> None:

@@ -21,6 +21,10 @@ from helpers.atomic import put_text
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 CELL_SECONDS = 900  # a lesson takes two minutes; a busy machine takes several times as long
+DEAD = (
+    "The kernel died, as it does when memory runs out: close other programs, then run the same "
+    "command again."
+)
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 # In a traceback, the folders that lead to the course or to a package on one machine.
 MACHINE_FOLDERS = re.compile(
@@ -128,7 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
         for path in find(parser.parse_args(arguments).names):
             print(f"{path.stem}: ", end="", flush=True)
             print(f"{execute(path):.1f} s", flush=True)
-    except (ValueError, CellExecutionError, DeadKernelError, TimeoutError) as error:
+    except DeadKernelError:
+        print(f"failed, the file is unchanged\n{DEAD}", file=sys.stderr)
+        return 1
+    except (ValueError, CellExecutionError, OSError) as error:
         print(f"failed, the file is unchanged\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

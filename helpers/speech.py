@@ -13,7 +13,6 @@ import hashlib
 import io
 import itertools
 import lzma
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers.assets import DATA, AssetError
+from helpers.atomic import whole_file
 
 FOLDER = DATA / "speech"
 SOUND, TABLE = "clips.ulaw.xz", "clips.csv"
@@ -183,9 +183,8 @@ def _table(clips: Iterable[Clip]) -> str:
 
 
 def _write(file: Path, content: bytes) -> None:
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, file)
+    with whole_file(file) as part:
+        part.write_bytes(content)
 
 
 def main() -> int:

@@ -185,7 +185,7 @@ def test_a_text_is_replaced_whole_or_stays_as_it_was(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(atomic.os, "replace", full)
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(atomic.DiskFull, match=r"No space left on the disk of .*test_a_text"):
         put_text(target, "newer")
     assert [file.name for file in tmp_path.iterdir()] == ["page.md"]
     assert target.read_text(encoding="utf-8") == "new ü\n"

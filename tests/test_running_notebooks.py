@@ -1,13 +1,15 @@
 """helpers.notebooks: notebooks run in place, whole or not at all, and the same every time."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from helpers import notebooks
+from helpers.atomic import DiskFull
 
 
 def write(path: Path, *sources: str, tags: tuple[str, ...] = ()) -> bytes:
@@ -38,6 +40,21 @@ def test_a_failing_cell_leaves_the_file_alone(tmp_path: Path) -> None:
         notebooks.execute(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_dead_kernel_and_a_full_disk_are_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write(tmp_path / "01.ipynb", "1")
+    monkeypatch.setattr(notebooks, "find", lambda names: [tmp_path / "01.ipynb"])
+    for error, words in (
+        (DeadKernelError("Kernel died"), "memory runs out: close other programs"),
+        (DiskFull(tmp_path), "No space left on the disk of"),
+    ):
+        monkeypatch.setattr(notebooks, "execute", Mock(side_effect=error))
+        assert notebooks.main([]) == 1
+        said = capsys.readouterr().err
+        assert "the file is unchanged" in said and words in said
 
 
 def test_a_cell_may_fail_when_it_says_so(tmp_path: Path) -> None:

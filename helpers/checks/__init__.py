@@ -14,11 +14,13 @@ from .of_ranks import adapter_size, lora_ranks
 from .of_towers import tower_pattern, tower_ranks
 from .of_training import early_stopping, group_loss
 from .of_variants import dora_weight, rank_schedule
+from .room import NoRoom, room
 from .this_machine import Machine, look, machine
 
 __all__ = [
     "Broken",
     "Machine",
+    "NoRoom",
     "Passed",
     "adapter_size",
     "cache_bytes",
@@ -37,6 +39,7 @@ __all__ = [
     "peak_bytes",
     "prompt_loss",
     "rank_schedule",
+    "room",
     "targets",
     "timing_verdict",
     "tower_pattern",

@@ -6,7 +6,6 @@ Taught in: notebook 00, section 3.
 
 import csv
 import difflib
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.assets import DATA
+from helpers.atomic import whole_file
 
 from .rules import ClaimError
 
@@ -68,13 +68,8 @@ def read(root: Path) -> list[Claim]:
 def write(root: Path, claims: Iterable[Claim]) -> None:
     """Writes the ledger beside the old one, then puts it in its place."""
     target = root / "data" / "claims.csv"
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="") as stream:
-            columns = [field.name for field in fields(Claim)]
-            writer = csv.DictWriter(stream, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(claim) for claim in claims)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(target) as part, part.open("w", encoding="utf-8", newline="") as stream:
+        columns = [field.name for field in fields(Claim)]
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(claim) for claim in claims)

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from helpers.atomic import DiskFull
 from helpers.experiments import (
     adalora,
     dora,
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; finished runs are stored, the same command goes on", file=sys.stderr)
         return 130
-    except StudyError as error:
+    except (StudyError, DiskFull) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

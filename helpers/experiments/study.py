@@ -7,6 +7,7 @@ Taught in: notebook 01, section 3.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import platform
@@ -19,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.assets import DATA
+from helpers.atomic import plain_when_full, put_text
 
 RESULTS = DATA / "results"
 VERSIONS = ("torch", "transformers", "peft")
@@ -168,9 +170,7 @@ def _finished(path: Path, study: Study) -> Iterator[tuple[str, ...]]:
     text = path.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
-        beside = path.with_suffix(".csv.part")
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
+        put_text(path, text)
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames is not None and reader.fieldnames != study.columns:
         raise StudyError(
@@ -182,13 +182,23 @@ def _finished(path: Path, study: Study) -> Iterator[tuple[str, ...]]:
 
 
 def append(path: Path, columns: list[str], row: dict) -> None:
-    """Write one whole row (and the header, when the file is new) and force it to the disk."""
+    """Write one whole row (and the header, when the file is new) and force it to the disk.
+
+    Raises:
+        DiskFull: there is no room; the rows that stand there stay, and none is cut short.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     if not path.exists() or path.stat().st_size == 0:
         writer.writeheader()
     writer.writerow(row)
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(buffer.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
+    line = buffer.getvalue().encode()
+    with plain_when_full(path.parent), path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except BaseException:  # a Ctrl-C too
+            file.truncate(end)
+            raise

@@ -23,6 +23,7 @@ from typing import NoReturn
 import matplotlib.pyplot as plt
 
 from helpers import adapters, memory, models, plots
+from helpers.atomic import whole_file
 from helpers.memory.check import check
 from helpers.memory.predict import ATTENTIONS, DTYPES, make_plan, predict_plan
 from helpers.memory.simulate import Plan
@@ -209,14 +210,9 @@ def _one_line(error: Exception) -> str:
 
 def draw(prediction: memory.Prediction, file: Path) -> None:
     """The picture of the step; written beside, then put in place."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        with plt.rc_context():
-            plots.use_style()
-            memory.picture(prediction).savefig(part, format="png", dpi=plots.DPI)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(file) as part, plt.rc_context():
+        plots.use_style()
+        memory.picture(prediction).savefig(part, format="png", dpi=plots.DPI)
 
 
 def answer(args: argparse.Namespace) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from helpers import assets, models
+from helpers.atomic import put_text
 from helpers.memory.gpus import GPUS, MIB
 from helpers.memory.predict import predict_plan
 from helpers.memory.simulate import Plan
@@ -252,9 +252,7 @@ def main() -> int:
         prog="python -m helpers.memory.validate", description=__doc__
     ).parse_args()
     table = validate()
-    beside = STORED.with_suffix(".csv.part")
-    table.to_csv(beside, index=False)
-    os.replace(beside, STORED)
+    put_text(STORED, table.to_csv(index=False))
     print(summary(table).to_string())
     print(against_the_anchor(table).to_string())
     return 0

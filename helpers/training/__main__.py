@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from helpers import adapters, data, models, quantization, training
-from helpers.atomic import whole_folder
+from helpers.atomic import DiskFull, whole_folder
 
 TASKS = ("trivia", *data.DOMAINS, "tiny")
 
@@ -178,7 +178,7 @@ def main(words: list[str] | None = None) -> int:
             accelerator=accelerator,
             label=args.task,
         )
-    except training.TrainingError as error:
+    except (training.TrainingError, DiskFull) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -186,7 +186,11 @@ def main(words: list[str] | None = None) -> int:
         return 130
     weights = accelerator.get_state_dict(model) if team.sharded else None
     if team.main:
-        write(model, weights, history, args.out, team.count)
+        try:
+            write(model, weights, history, args.out, team.count)
+        except DiskFull as error:
+            print(error, file=sys.stderr)
+            return 1
         print(f"loss {history.losses[0]:.3f} → {history.losses[-1]:.3f} · written to {args.out}")
     if accelerator:
         accelerator.end_training()

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.atomic import put_folder
+from helpers.atomic import plain_when_full, put_folder
 from helpers.training.batches import Batch, Batches, TrainingError
 from helpers.training.run import Run
 from helpers.training.team import Team
@@ -77,7 +77,15 @@ class Checkpoints:
             setattr(run.history, name, value)
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint of the run as it is now, then drop all but the newest ones."""
+        """Write a checkpoint of the run as it is now, then drop all but the newest ones.
+
+        Raises:
+            DiskFull: there is no room; the checkpoints that are there stay.
+        """
+        with plain_when_full(self._folder):
+            self._save(run)
+
+    def _save(self, run: Run) -> None:
         name = f"step-{len(run.history.losses):08d}"
         part = self._folder / f".{name}.part"
         try:

@@ -36,6 +36,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from helpers import models
 from helpers.assets import DATA, AssetError
+from helpers.atomic import whole_file
 
 SIDE, PATCH, POOL = 84, 14, 2
 IMAGE_TOKENS = (SIDE // PATCH // POOL) ** 2
@@ -152,9 +153,8 @@ def store(model: PeftModel, about: dict[str, object], file: Path = FILE) -> None
     """Write LoRA and connector in 16 bits, with what is known about them, whole or not at all."""
     weights = {n: w.half().contiguous() for n, w in get_peft_model_state_dict(model).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    save_file(weights, part, metadata={"about": json.dumps(about)})
-    part.replace(file)
+    with whole_file(file) as part:
+        save_file(weights, part, metadata={"about": json.dumps(about)})
 
 
 def about(file: Path = FILE) -> dict[str, object]:

@@ -17,6 +17,7 @@ MAINS = {
     "helpers.memory.__main__": ("gpt5", "--batch", "-1", "--gpu", "t5"),
     "helpers.merging.__main__": ("nowhere", "--out", "--dtype"),
     "helpers.notebooks": ("99", "--all"),
+    "helpers.robustness.__main__": ("99", "--only", "flood"),
     "helpers.training.__main__": ("--steps", "-1", "--model"),
     "helpers.versions": ("eldest", "--all"),
     "helpers.workshop": ("slide", "99", "--out"),
