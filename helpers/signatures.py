@@ -8,6 +8,7 @@ import ast
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -17,8 +18,12 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
-# A method called on a value has no name that an import gives; these classes are asked for it.
+# A method called on a value has no name that an import gives; these classes are asked for it …
 OWNERS = (
+    "torch.Tensor",
+    "torch.nn.Module",
+    "torch.optim.Optimizer",
+    "accelerate.Accelerator",
     "peft.PeftModel",
     "peft.tuners.lora.LoraModel",
     "transformers.PreTrainedModel",
@@ -26,6 +31,21 @@ OWNERS = (
     "transformers.PreTrainedTokenizerBase",
     "transformers.Trainer",
 )
+# … unless one of these has a method of that name too.
+OTHERS = (
+    *("pandas.DataFrame", "pandas.Series", "pandas.core.groupby.DataFrameGroupBy"),
+    *("numpy.ndarray", "matplotlib.axes.Axes", "matplotlib.figure.Figure"),
+    *("builtins.str", "builtins.list", "builtins.dict", "pathlib.Path"),
+)
+# What takes the `**kwargs` of a callable, where the callable itself does not read them.
+HANDED_ON = {
+    r"transformers\.Auto\w*Model\w*\.from_pretrained": (
+        "transformers.PreTrainedModel.from_pretrained"
+    ),
+    r"\.generate": "transformers.GenerationConfig.__init__",
+}
+_READ = re.compile(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""")
+_IN_DOC = re.compile(r"\s*[\w.]+\((.*?)\)(?: *->|\s*\n)", re.DOTALL)
 # These would swallow a misspelt keyword, so only those that they name count.
 NAMED_ONLY = ("transformers.BitsAndBytesConfig",)
 Calls = dict[str, set[str]]  # "peft.LoraConfig" or ".merge_and_unload" to the keywords passed
@@ -90,13 +110,15 @@ def _full_name(node: ast.expr, names: dict[str, str]) -> str:
 def takes(name: str) -> list[str] | None:
     """The keywords that an installed callable takes.
 
-    "**" among them: any other too (it hands them on), or Python cannot tell (it is compiled).
-    None: the installed version has no such callable; for a method, none of OWNERS has it.
+    "**" among them: any other too, since it hands them on or keeps them.
+    None: the installed version has no such callable; for a method, none of OWNERS has it, or one
+    of OTHERS has it as well.
     """
     owners = OWNERS if name.startswith(".") else ("",)
     found = [value for owner in owners if (value := _find((owner + name).strip("."))) is not None]
-    if not found:
+    if not found or (name.startswith(".") and any(_find(other + name) for other in OTHERS)):
         return None
+    found += [_find(to) for pattern, to in HANDED_ON.items() if re.fullmatch(pattern, name)]
     return sorted(set().union(*map(_parameters, found)))
 
 
@@ -115,13 +137,44 @@ def _find(name: str) -> object | None:
 
 
 def _parameters(value: object) -> set[str]:
+    """The parameters, and the words that it takes out of its `**kwargs`.
+
+    A function of PyTorch's in C++ has no signature; its parameters stand at the head of its text.
+    """
     try:
         parameters = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):
-        return {"**"}
+        return _in_text(value.__doc__ or "")
     names = {"**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
+    if "**" in names:
+        names |= _read(value)
     # A model's configuration keeps whatever it is given as an attribute.
     return names | {"**"} if "PreTrainedConfig" in str(getattr(value, "__mro__", "")) else names
+
+
+def _in_text(text: str) -> set[str]:
+    """The names in "zeros(*size, *, out=None, requires_grad: bool = False) -> Tensor"."""
+    head = _IN_DOC.match(text)
+    if not head:
+        return {"**"}
+    return {re.split("[=:]", part)[0].strip() for part in head[1].split(",")} - {"*", ""}
+
+
+def _read(value: object) -> set[str]:
+    try:
+        return set(_READ.findall(inspect.getsource(getattr(value, "__func__", value))))
+    except (OSError, TypeError):
+        return set()
+
+
+def hidden(calls: Calls, taken: dict[str, list[str] | None]) -> set[str]:
+    """The calls of which nobody can tell: "name keyword", taken by a `**kwargs` without a word."""
+    open_ = {name: has for name, has in taken.items() if "**" in (has or ())}
+    return {
+        f"{name} {keyword}"
+        for name in calls.keys() & open_.keys() - set(NAMED_ONLY)
+        for keyword in calls[name] - set(open_[name])
+    }
 
 
 def problems(calls: Calls, taken: dict[str, list[str] | None], edge: str) -> list[str]:

@@ -1,11 +1,16 @@
 """The oldest and the newest supported libraries: installed apart, tested, and their keywords kept.
 
-`python -m helpers.versions oldest` (or `newest`) installs what constraints-oldest.txt says into an
-environment of its own in the cache folder, runs every test and every lesson there, the lessons'
-stored outputs compared, and prints what the README's table needs. More words go to pytest:
-`… oldest -- tests/adapters`.
-`python -m helpers.versions oldest --signatures` writes data/signatures/oldest.json instead: which
-keywords each callable that the course uses takes. A test compares both files with the sources.
+`python course.py versions -- oldest` (or `newest`) installs what constraints-oldest.txt says into
+an environment of its own in the cache folder; the learner's `.venv` stays as it is. It runs every
+test and every lesson there, and closes with a table and the row for the README. More words go to
+pytest: `… oldest -- tests/adapters`.
+
+A lesson's outputs are compared strictly with the stored ones. A test that fails, a cell that
+raises, one that should raise and does not, and a claim with another verdict are failures. Other
+differences, of rounding or of words, are counted and named, and are none.
+
+`… oldest --signatures` writes data/signatures/oldest.json instead: which keywords each callable
+that the course uses takes. A test compares both files with the sources.
 """
 
 import argparse
@@ -13,17 +18,26 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
 import course
-from helpers import assets
+from helpers import assets, outcomes
 from helpers.atomic import put_text
 
 ROOT = course.CHECKOUT
 EDGES = ("oldest", "newest")
 NAMED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
+FREE_BYTES = (10 if sys.platform == "linux" else 4) * 10**9  # CUDA's libraries, and unpacking
+STOPPED = "pytest stopped before its end: the table has what ran until then."
+BEFOREHAND = (
+    "This installs the {edge} supported libraries into {folder}: on Linux about 3 GB to download "
+    "(torch brings CUDA) and 7 GB of disk, less where pip has kept them. Installing takes about "
+    "five minutes, all tests and lessons about half an hour on two cores. Ctrl-C stops it, and the "
+    "same command goes on with what is installed; remove that folder when you are done."
+)
 
 
 def constraints(edge: str) -> str:
@@ -39,14 +53,21 @@ def _pins(file: Path) -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pairs}
 
 
+def place(edge: str) -> Path:
+    """The folder of an edge's environment."""
+    return assets.cache_dir() / "versions" / edge
+
+
 def environment(edge: str) -> Path:
     """The Python of an environment with the versions of one edge, made when it is missing.
 
     Raises:
         SetupError: what `course.environment` says: no disk, no network, nowhere to write.
     """
-    folder = assets.cache_dir() / "versions" / edge
+    folder = place(edge)
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ".venv").exists():
+        course.check_disk(folder, needed=FREE_BYTES)
     put_text(folder / "constraints.txt", constraints(edge))
     put_text(folder / "pyproject.toml", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return course.environment(folder)
@@ -59,17 +80,17 @@ def installed(python: Path) -> dict[str, str]:
     return json.loads(done.stdout.replace("'", '"'))
 
 
-def run_tests(python: Path, words: list[str]) -> tuple[int, str]:
-    """pytest over all tests and lessons; its exit status and its closing line."""
-    command = [str(python), "-m", "pytest", "--nbval", "--nbval-current-env", *words]
-    last = ""
-    with subprocess.Popen(
-        command, cwd=ROOT, env=_variables(python), stdout=subprocess.PIPE, text=True
-    ) as program:
-        for line in program.stdout:
-            print(line, end="", flush=True)
-            last = line.strip("= \n") or last
-    return program.returncode, last
+def run_tests(python: Path, words: list[str], report: Path) -> tuple[int, list[outcomes.Case]]:
+    """pytest over all tests and lessons, or over `words`: its exit status and what happened.
+
+    `report` gets pytest's JUnit file, with the whole text of every difference.
+    """
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = [str(python), "-m", "pytest", "--nbval", "--nbval-current-env"]
+    command += ["-o", "verbosity_assertions=2", f"--junitxml={report}", *words]
+    status = subprocess.run(command, cwd=ROOT, env=_variables(python)).returncode
+    return status, outcomes.cases(report) if report.exists() else []
 
 
 def write_signatures(edge: str, python: Path) -> Path:
@@ -92,31 +113,42 @@ def _variables(python: Path) -> dict[str, str]:
     return {**made, "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
 
 
-def row(edge: str, found: dict[str, str], closing: str) -> str:
+def row(edge: str, found: dict[str, str], cases: list[outcomes.Case]) -> str:
     """One row of the README's table of what was tested on what."""
     versions = ", ".join(f"{name} {version}" for name, version in found.items())
-    return f"| {closing} | the {edge}: {versions} |"
+    return f"| the {edge}: {versions} | {outcomes.summary(cases)} |"
+
+
+def exit_status(pytests: int, cases: list[outcomes.Case]) -> int:
+    """0 when pytest ran to its end and nothing failed; its own is 1 for other words, too."""
+    if pytests in (0, 1) and cases:
+        return int(outcomes.has_failed(cases))
+    return pytests or 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 when every test passed."""
+    said = BEFOREHAND.format(edge="oldest or newest", folder=place("EDGE"))
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.versions",
-        description="Install the oldest or the newest supported libraries apart, and test there. "
-        "Downloads up to 4 GB (on Linux, torch brings CUDA) and takes half an hour.",
+        prog="python course.py versions --",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"{__doc__}\n{textwrap.fill(said, 98, break_on_hyphens=False)}",
     )
     parser.add_argument("edge", choices=EDGES)
     parser.add_argument("--signatures", action="store_true", help="only store the keywords")
     parser.add_argument("pytest", nargs="*", metavar="-- WORDS", help="for pytest")
     chosen = parser.parse_args(arguments)
     try:
+        print(BEFOREHAND.format(edge=chosen.edge, folder=place(chosen.edge)), flush=True)
         python = environment(chosen.edge)
         if chosen.signatures:
             print(write_signatures(chosen.edge, python).relative_to(ROOT))
             return 0
-        status, closing = run_tests(python, chosen.pytest)
-        print(row(chosen.edge, installed(python), closing))
-        return status
+        report = ROOT / "build" / "versions" / f"{chosen.edge}.xml"
+        status, cases = run_tests(python, chosen.pytest, report)
+        whole = row(chosen.edge, installed(python), cases) if status in (0, 1) else STOPPED
+        print(f"\n{outcomes.table(cases)}\n\n{whole}")
+        return exit_status(status, cases)
     except course.SetupError as error:
         print(error, file=sys.stderr)
         return 1

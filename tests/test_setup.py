@@ -62,8 +62,8 @@ def test_conda_and_pip_install_the_same() -> None:
     assert f"python{project()['requires-python']}" in environment["dependencies"][0]
     pip = environment["dependencies"][-1]["pip"]
     assert "--constraint constraints.txt" in pip
-    pip.remove("torch>=2.6,<3")
-    assert differences(environment, course.requirements(ROOT)) == {"torch<3,>=2.6"}
+    pip.remove("torch>=2.8,<3")
+    assert differences(environment, course.requirements(ROOT)) == {"torch<3,>=2.8"}
 
 
 def test_constraints_pin_every_dependency_inside_its_range() -> None:
@@ -565,7 +565,7 @@ def test_no_venv_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_of_requirements() -> None:
-    lines = ["torch>=2.6,<3", "pillow", "numpy ; python_version > '3'", "a-b[c]==1"]
+    lines = ["torch>=2.8,<3", "pillow", "numpy ; python_version > '3'", "a-b[c]==1"]
     assert [course.name_of(line) for line in lines] == ["torch", "pillow", "numpy", "a-b"]
 
 

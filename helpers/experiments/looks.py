@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+import pandas as pd
 import torch
 
 from helpers.arr_coc import selectors, world
@@ -127,13 +129,15 @@ _WEIGHTS = ("w_information", "w_salience", "w_participation")
 _TENSIONS = ("t_particularize", "t_exploit", "t_focus")
 
 
-def gap_closed(accuracy: float, random: float, oracle: float) -> float:
+def gap_closed(
+    accuracy: float | pd.Series, random: float | pd.Series, oracle: float | pd.Series
+) -> float | pd.Series:
     """0 where a choice answers like a random one, 1 where like the oracle's.
 
     Raises:
         ValueError: there is no gap.
     """
-    if oracle == random:
+    if np.any(oracle == random):  # numbers, or a column with a row for each seed
         raise ValueError(f"random and oracle answer alike ({oracle}), so there is no gap to close")
     return (accuracy - random) / (oracle - random)
 
