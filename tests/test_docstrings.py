@@ -30,6 +30,8 @@ PLUMBING = {
     "helpers.memory._quiet": "silences libraries while they are imported",
     "helpers.models.names": "words the error for a name that is not known",
     "helpers.notebooks": "executes the lessons",
+    "helpers.outcomes": "reads what pytest says of a run",
+    "helpers.robustness": "runs the lessons under hardship",
     "helpers.signatures": "compares the course with other versions of its libraries",
     "helpers.site": "renders the course as a site",
     "helpers.stamp": "keeps the repository's address",

@@ -186,6 +186,7 @@ def append(path: Path, columns: list[str], row: dict) -> None:
 
     Raises:
         DiskFull: there is no room; the rows that stand there stay, and none is cut short.
+        OSError: the file cannot be written.
     """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
