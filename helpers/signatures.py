@@ -35,7 +35,7 @@ OWNERS = (
 OTHERS = (
     *("pandas.DataFrame", "pandas.Series", "pandas.core.groupby.DataFrameGroupBy"),
     *("numpy.ndarray", "matplotlib.axes.Axes", "matplotlib.figure.Figure"),
-    *("builtins.str", "builtins.list", "builtins.dict", "pathlib.Path"),
+    *("builtins.str", "builtins.list", "builtins.dict", "pathlib.Path", "psutil.Process"),
 )
 # What takes the `**kwargs` of a callable, where the callable itself does not read them.
 HANDED_ON = {
