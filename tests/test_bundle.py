@@ -135,8 +135,11 @@ def test_models_come_from_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(assets, "BUNDLED", tmp_path / "offline")
     (tmp_path / "offline").mkdir()
     shutil.copy(kept, tmp_path / "offline")
-    assert assets.fetch("easy-vqa") == tmp_path / "offline" / item.file
-    (tmp_path / "offline" / item.file).write_bytes(b"damaged")
+    assert assets.is_here("easy-vqa")
+    fetched = assets.fetch("easy-vqa")
+    assert fetched == tmp_path / "empty" / "archives" / item.file
+    for file in (fetched, tmp_path / "offline" / item.file):
+        file.write_bytes(b"damaged")
 
     def no_pip(*_: object, **__: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess([], 1, "", "NewConnectionError")

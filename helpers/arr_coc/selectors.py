@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import get_scheduler
 
 from .base import at_random

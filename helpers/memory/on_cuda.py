@@ -17,7 +17,7 @@ from importlib.metadata import version
 import bitsandbytes
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 

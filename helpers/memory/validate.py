@@ -25,7 +25,7 @@ import transformers
 from accelerate.commands.estimate import estimate_training_usage
 from peft import LoraConfig, PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PreTrainedConfig
 
 from helpers import assets, models

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from helpers import data
 from helpers.experiments.study import processor
