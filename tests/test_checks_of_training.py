@@ -28,6 +28,11 @@ def test_the_weighted_mean_passes():
         (lambda losses, targets: None, "gradient", "a tensor to call backward on"),
         (lambda losses, targets: weighted(losses, targets).detach(), "gradient", "no graph"),
         (
+            lambda losses, targets: weighted(losses, targets).detach().requires_grad_(),
+            "gradient",
+            "it reaches no loss",
+        ),
+        (
             lambda losses, targets: weighted(losses, targets).detach() + 0 * sum(losses),
             "gradient",
             "the batches count",

@@ -44,6 +44,8 @@ def group_loss(answer: Callable[[Sequence[Tensor], Sequence[int]], Tensor]) -> P
     if not found.requires_grad:
         raise Broken("gradient", "the result has no graph: use the losses, not their .item()")
     found.backward()
+    if any(loss.grad is None for loss in losses):
+        raise Broken("gradient", "it reaches no loss: use the losses, not their .item()")
     shares = [float(loss.grad) for loss in losses]
     wanted = [count / sum(TARGETS) for count in TARGETS]
     if not torch.allclose(torch.tensor(shares), torch.tensor(wanted)):
