@@ -22,15 +22,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import course
-from helpers import assets
+from helpers import assets, namespaces
 
 ROOT = course.CHECKOUT
 FOLDER = "peft-measured"  # what the archive unpacks to
 STORED = {".whl", ".gz", ".safetensors", ".png"}  # compressed already
 FIRST_ADAPTER = "01"  # the lesson that trains it
-# Linux: a shell without any network but the loopback, which JupyterLab and its kernels need.
-CUT_OFF = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c"]
-CUT_OFF += ['ip link set lo up && exec "$@"', "sh"]
 
 
 class BundleError(RuntimeError):
@@ -53,6 +50,14 @@ def files(root: Path = ROOT) -> list[Path]:
 
 def _is_any(name: str, patterns: list[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def copy(target: Path, root: Path = ROOT) -> Path:
+    """Copies what belongs to the course into a folder; returns the folder."""
+    for name in files(root):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target / name)
+    return target
 
 
 def file_name(root: Path = ROOT) -> str:
@@ -138,7 +143,7 @@ def check(archive: Path, *, tests: bool = False) -> dict[str, float]:
             started = time.monotonic()
             with _trying(name, archive):
                 subprocess.run(
-                    [*CUT_OFF, *command], cwd=folder, env=_bare(Path(scratch)), check=True
+                    namespaces.cut_off(command), cwd=folder, env=_bare(Path(scratch)), check=True
                 )
             seconds[name] = time.monotonic() - started
     return seconds
@@ -179,12 +184,7 @@ finally:
 
 
 def _can_cut_off() -> None:
-    try:
-        done = subprocess.run([*CUT_OFF, "true"], capture_output=True, text=True)
-        reason = done.stderr.strip()
-    except OSError as error:
-        reason = str(error)
-    if reason or done.returncode:
+    if reason := namespaces.refusal():
         raise BundleError(
             "The check cuts the network with `unshare --net` and `ip`, which needs a Linux that "
             f"lets you ({reason}): take one, or pull the plug and run the two commands by hand."

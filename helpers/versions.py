@@ -75,9 +75,10 @@ def environment(edge: str) -> Path:
 
 def installed(python: Path) -> dict[str, str]:
     """The versions that an environment really has, of the libraries that the course is about."""
-    code = f"import importlib.metadata as m; print({{n: m.version(n) for n in {NAMED}}})"
+    code = "import importlib.metadata as m, json; "
+    code += f"print(json.dumps({{n: m.version(n) for n in {NAMED}}}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.replace("'", '"'))
+    return json.loads(done.stdout)
 
 
 def run_tests(python: Path, words: list[str], report: Path) -> tuple[int, list[outcomes.Case]]:

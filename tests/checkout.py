@@ -11,10 +11,7 @@ from helpers import bundle
 
 def snapshot(target: Path) -> Path:
     """Copy what belongs to the course."""
-    for name in bundle.files():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(bundle.ROOT / name, target / name)
-    return target
+    return bundle.copy(target)
 
 
 def repository(target: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import course
-from helpers import assets, bundle
+from helpers import assets, bundle, namespaces
 
 
 @pytest.fixture
@@ -157,6 +157,8 @@ def test_the_cut_leaves_the_loopback_and_nothing_else() -> None:
     outside = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=2)"
     inside = "import socket; s = socket.create_server(('127.0.0.1', 0)); "
     inside += "socket.create_connection(s.getsockname(), timeout=2)"
-    command = [*bundle.CUT_OFF, sys.executable, "-c"]
-    assert b"unreachable" in subprocess.run([*command, outside], capture_output=True).stderr
-    assert subprocess.run([*command, inside]).returncode == 0
+    to_outside, to_inside = (
+        namespaces.cut_off([sys.executable, "-c", code]) for code in (outside, inside)
+    )
+    assert b"unreachable" in subprocess.run(to_outside, capture_output=True).stderr
+    assert subprocess.run(to_inside).returncode == 0

@@ -11,12 +11,13 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from helpers import namespaces
 from helpers.robustness import __main__ as command
 from helpers.robustness import memory, stored, trials
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS_UNSHARE = pytest.mark.skipif(
-    not trials.can_cut_off(), reason="this system does not allow `unshare -rnm`"
+    bool(namespaces.refusal()), reason="this system does not allow `unshare -rnm`"
 )
 SURVIVED = trials.Outcome(12.4, 3_210_000_000, 55_000_000, 14, ())
 
@@ -39,7 +40,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout of one lesson, whose cache is empty, too."""
     made = tmp_path / "a checkout"
     (made / "tests").mkdir(parents=True)
-    for name in ("conftest.py", "pyproject.toml", "tests/nbval_sanitize.cfg"):
+    for name in (".gitignore", "conftest.py", "pyproject.toml", "tests/nbval_sanitize.cfg"):
         shutil.copy(ROOT / name, made / name)
     (tmp_path / "cache").mkdir()
     monkeypatch.setenv("PEFT_MEASURED_CACHE", str(tmp_path / "cache"))

@@ -44,12 +44,10 @@ def scaled(weights: Tensor, block_size: int = 64) -> Scaled:
         ValueError: fewer weights than one block, a block of zeros, or a weight that is not finite.
     """
     flat = weights.flatten()
-    if block_size < 1 or not flat.isfinite().all():
-        raise ValueError(
-            f"Expected finite weights in blocks of at least one, not blocks of {block_size}."
-            if block_size < 1
-            else "A weight is infinite or not a number, so its block has no scale."
-        )
+    if block_size < 1:
+        raise ValueError(f"A block holds at least one weight, not {block_size}.")
+    if not flat.isfinite().all():
+        raise ValueError("A weight is infinite or not a number, so its block has no scale.")
     rows = blocks(flat[: len(flat) // block_size * block_size], block_size).double()
     absmax = rows.abs().amax(1, keepdim=True)
     if (absmax == 0).any():

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from helpers import notebooks
+from helpers import namespaces, notebooks
 from helpers.atomic import put_text
 from helpers.robustness import disk, stored, trials
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.lessons == ["page"]:
         put_text(stored.PAGE, stored.page(stored.load(), disk.writers()))
         return 0
-    if not trials.can_cut_off():
+    if namespaces.refusal():
         parser.error("this needs Linux, and a system that allows `unshare -rnm`")
     try:
         names = [path.stem for path in notebooks.find(options.lessons)]

@@ -7,7 +7,7 @@ rights; the tests do it with a limit on the size of a file.
 from __future__ import annotations
 
 import hashlib
-import shlex
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +20,7 @@ import nbformat
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from helpers import adapters, assets, merging, models, notebooks, training
+from helpers import adapters, assets, merging, models, namespaces, notebooks, training
 from helpers.adapters import AdapterFileError
 from helpers.assets import AssetError
 from helpers.atomic import DiskFull, put_text, whole_folder
@@ -157,10 +157,9 @@ def filled(folder: Path) -> Iterator[None]:
 def on_a_small_disk() -> int:
     """Runs this module once more, with its temporary files on a disk of a few megabytes."""
     with tempfile.TemporaryDirectory(prefix="robustness-") as name:
-        here = shlex.quote(name)
-        words = f"mount -t tmpfs -o size={MEGABYTES}m none {here} && TMPDIR={here} exec "
-        words += shlex.join([sys.executable, "-m", "helpers.robustness.disk"])
-        return subprocess.run(["unshare", "-rm", "sh", "-c", words]).returncode
+        command = [sys.executable, "-m", "helpers.robustness.disk"]
+        small = namespaces.on_small_disk(command, Path(name), MEGABYTES)
+        return subprocess.run(small, env={**os.environ, "TMPDIR": name}).returncode
 
 
 def main() -> int:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,11 +25,10 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
-from helpers import assets
+from helpers import assets, bundle, namespaces
 from helpers.robustness.memory import Peak, descendants, size
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-NOT_COPIED = (".git", ".venv", "build", "__pycache__", ".ipynb_checkpoints", ".*_cache")
+CHECKOUT = bundle.ROOT
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a traceback
 GRACE = 5.0  # seconds in which what a dead kernel had started may end by itself
 
@@ -109,8 +106,7 @@ def scratch() -> Iterator[Path]:
     """A folder with a copy of the checkout in `checkout`, and an empty `tmp`; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="robustness-") as name:
         folder = Path(name)
-        copy = folder / "checkout"
-        shutil.copytree(CHECKOUT, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
+        bundle.copy(folder / "checkout", CHECKOUT)
         (folder / "tmp").mkdir()
         yield folder
 
@@ -139,7 +135,7 @@ def run(notebook: Path, hardship: Hardship, folder: Path) -> Outcome:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval"]
     command += ["--nbval-current-env", f"--junitxml={report}", str(notebook)]
     if hardship.cut_off:
-        command = cut_off(command, [checkout, assets.cache_dir()])
+        command = namespaces.cut_off(command, [checkout, assets.cache_dir()])
     left = size(folder / "tmp")
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -160,12 +156,10 @@ def run(notebook: Path, hardship: Hardship, folder: Path) -> Outcome:
 
 def stopped(notebook: Path, hardship: Hardship, folder: Path) -> Outcome:
     """Stores a lesson again, as `make notebooks` does, with no room for its temporary files."""
-    place = shlex.quote(str(folder / "tmp"))
-    words = f"mount -t tmpfs -o size={FULL_MEGABYTES}m none {place} && exec "
-    words += shlex.join([sys.executable, "-m", "helpers.notebooks", notebook.stem])
+    command = [sys.executable, "-m", "helpers.notebooks", notebook.stem]
     started = time.perf_counter()
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", words],
+        namespaces.on_small_disk(command, folder / "tmp", FULL_MEGABYTES),
         cwd=notebook.parent.parent,
         env=variables(hardship, folder),
         capture_output=True,
@@ -206,27 +200,6 @@ def variables(hardship: Hardship, folder: Path) -> dict[str, str]:
         "TMPDIR": str(folder / "tmp"),
         "HF_HUB_OFFLINE": "1",
     }
-
-
-def cut_off(command: list[str], read_only: list[Path]) -> list[str]:
-    """The command in a network of its own, with read-only folders; needs Linux, but no rights.
-
-    The loopback address works there: the kernel's messages and a lesson's own server go over it.
-    """
-    steps = ["ip link set lo up"]
-    for place in map(shlex.quote, map(str, read_only)):
-        steps += [f"mount --bind {place} {place}", f"mount -o remount,ro,bind {place}"]
-        steps += [f"! touch {place}/written 2>/dev/null"]  # or the hardship would be none
-    steps += [f"cd {shlex.quote(str(read_only[0]))}"]  # the folder as it is now, not as it was
-    return ["unshare", "-rnm", "sh", "-c", " && ".join([*steps, f"exec {shlex.join(command)}"])]
-
-
-def can_cut_off() -> bool:
-    """Whether this system lets a user have a network and mounts of his own."""
-    try:
-        return subprocess.run(["unshare", "-rnm", "true"], capture_output=True).returncode == 0
-    except OSError:
-        return False
 
 
 def kill_in_the_middle(notebook: Path, env: dict[str, str]) -> list[str]:
