@@ -238,10 +238,12 @@ def chat_examples(
     -100, the loss sees the answer and the end-of-sequence token that stops the generation.
 
     Raises:
-        ValueError: a row is longer than `max_length` tokens, so that its answer would be cut.
+        ValueError: a row is longer than `max_length` tokens, so that its answer would be cut,
+            or a column is missing.
 
     Taught in: notebook 01, section 3.
     """
+    _need(dataset, "question", "answer")
     rows = []
     for question, answer in zip(dataset["question"], dataset["answer"], strict=True):
         prompt = _plain_ids(chat_prompt(question, tokenizer), tokenizer)
@@ -259,8 +261,12 @@ def classification_examples(
 
     Gives what the tokenizer returns (input_ids, attention_mask…) and labels, one integer a row.
 
+    Raises:
+        ValueError: a column is missing.
+
     Taught in: notebook 01, section 5.
     """
+    _need(dataset, "text", "label")
     encoded = tokenizer(list(dataset["text"]), truncation=True, max_length=max_length)
     return Dataset.from_dict({**encoded, "labels": list(dataset["label"])}).with_format("torch")
 
@@ -274,10 +280,12 @@ def tagging_examples(
     its tag, its other pieces and the special tokens carry -100.
 
     Raises:
-        ValueError: a row is longer than `max_length` tokens, so that tags would be cut.
+        ValueError: a row is longer than `max_length` tokens, so that tags would be cut, or a
+            column is missing.
 
     Taught in: notebook 01, section 5.
     """
+    _need(dataset, "tokens", "tags")
     encoded = tokenizer(list(dataset["tokens"]), is_split_into_words=True)
     _refuse_longer([len(ids) for ids in encoded["input_ids"]], max_length)
     labels = [_first_pieces(encoded.word_ids(i), tags) for i, tags in enumerate(dataset["tags"])]
@@ -293,10 +301,12 @@ def qa_examples(
     the first and the last token of the answer, both inclusive.
 
     Raises:
-        ValueError: a row is longer than `max_length` tokens, or an answer is not in its context.
+        ValueError: a row is longer than `max_length` tokens, an answer is not in its
+            context, or a column is missing.
 
     Taught in: notebook 01, section 5.
     """
+    _need(dataset, "question", "context", "answers")
     encoded = tokenizer(list(dataset["question"]), list(dataset["context"]))
     _refuse_longer([len(ids) for ids in encoded["input_ids"]], max_length)
     rows = enumerate(zip(dataset["context"], dataset["answers"], strict=True))
@@ -345,8 +355,13 @@ def speech_batch(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]
     Returns:
         ``input_features`` (rows, bands, frames) and ``labels`` (rows, longest).
 
+    Raises:
+        ValueError: no rows, or one that lacks one of the two.
+
     Taught in: notebook 01, section 5.
     """
+    if not rows or not all({"input_features", "labels"} <= set(row) for row in rows):
+        raise ValueError("A batch of speech takes rows of input_features and labels, at least one.")
     labels = torch.nn.utils.rnn.pad_sequence(
         [row["labels"] for row in rows], batch_first=True, padding_value=IGNORED
     )
@@ -386,6 +401,12 @@ def _first_pieces(words: list[int | None], tags: list[int]) -> list[int]:
         IGNORED if word is None or word == previous else tags[word]
         for previous, word in zip(before, words, strict=False)
     ]
+
+
+def _need(dataset: Dataset, *columns: str) -> None:
+    if missing := [name for name in columns if name not in dataset.column_names]:
+        there = ", ".join(dataset.column_names) or "none"
+        raise ValueError(f"The data set has no column {missing[0]!r}; it has: {there}.")
 
 
 def _refuse_longer(lengths: list[int], max_length: int) -> None:

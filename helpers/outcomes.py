@@ -36,8 +36,15 @@ class Case:
 
 
 def cases(report: Path) -> list[Case]:
-    """The cases of a JUnit report that pytest wrote, less those that a stop left without a name."""
-    every = ElementTree.parse(report).getroot().iter("testcase")
+    """The cases of a JUnit report that pytest wrote, less those that a stop left without a name.
+
+    Raises:
+        ValueError: the report is cut short, or no XML.
+    """
+    try:
+        every = ElementTree.parse(report).getroot().iter("testcase")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{report} is no whole JUnit report: {error}.") from error
     return [_case(each) for each in every if each.get("classname")]
 
 

@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from transformers.cli.serve import Serve
@@ -143,6 +144,8 @@ def ask(address: str, model: Path | str, question: str, *, tokens: int = 16) -> 
             f"the server answered {error.code} for {Path(model).name}: it needs a folder with "
             "config.json, weights and a tokenizer; serving.servable makes one for an adapter."
         ) from error
+    except (OSError, ValueError, HTTPException) as error:  # nobody listens, or the address is none
+        raise ServingError(f"no server answers at {address!r} ({error}).") from error
     return answer["choices"][0]["message"]["content"].strip()
 
 

@@ -135,8 +135,16 @@ def from_mu_law(stored: np.ndarray) -> np.ndarray:
 
 
 def resampled(sound: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """The same sound at another rate: its spectrum is cut off, or continued with zeros."""
-    count = round(len(sound) * wanted / rate)
+    """The same sound at another rate: its spectrum is cut off, or continued with zeros.
+
+    Raises:
+        ValueError: no sample would be left.
+    """
+    count = round(len(sound) * wanted / rate) if rate > 0 else 0
+    if count < 1:
+        raise ValueError(
+            f"{len(sound)} samples at {rate} a second leave no sound at {wanted} a second."
+        )
     spectrum, bins = np.fft.rfft(sound), count // 2 + 1
     spectrum = np.pad(spectrum, (0, max(0, bins - len(spectrum))))[:bins]
     return np.fft.irfft(spectrum, count) * (count / len(sound))

@@ -62,10 +62,12 @@ def singular_values(layer: LoraLayer, adapter: str = "default") -> torch.Tensor:
 
     Of shape (r,), in the unit of the weights.
 
+    Raises:
+        ValueError: the layer has no adapter of that name.
+
     Taught in: notebook 02, section 3.
     """
-    rank = layer.r[adapter]
-    return torch.linalg.svdvals(update(layer, adapter))[:rank]
+    return torch.linalg.svdvals(update(layer, adapter))[: layer.r[adapter]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from peft import LoraConfig
 from torch import nn
 
+from helpers.given import whole
+
 from .matching import match
 from .methods import parse_task
 
@@ -27,20 +29,22 @@ def config_for_budget(
     cheap ones: ``rank_pattern``. alpha / rank is 2 everywhere: ``alpha_pattern``.
 
     Raises:
-        ValueError: the budget does not pay rank 1 everywhere, or the pattern matches no linear
-            layer; the message names the smallest budget or the closest names.
+        ValueError: the budget is no whole number, or does not pay rank 1 everywhere, or the
+            pattern matches no linear layer; the message names the smallest budget or the closest
+            names.
 
     Source: peft, ``LoraConfig.rank_pattern`` and ``alpha_pattern``.
     Taught in: notebook 02, section 7.
     """
+    parameters = whole("The budget", parameters)
     costs = _costs(model, target_modules)
-    whole = sum(costs.values())
-    if parameters < whole:
+    once = sum(costs.values())
+    if parameters < once:
         raise ValueError(
             f"{parameters:,} parameters do not pay rank 1 on the {len(costs)} matched modules; "
-            f"the smallest budget is {whole:,}"
+            f"the smallest budget is {once:,}"
         )
-    rank, left = divmod(parameters, whole)
+    rank, left = divmod(parameters, once)
     more = _one_more(costs, left)
     return LoraConfig(
         task_type=parse_task(task_type),

@@ -58,8 +58,11 @@ def at_inference(model: nn.Module) -> AtInference:
 def cache_bytes_per_token(base: nn.Module) -> int:
     """Bytes that one position of one sequence takes in the key-value cache of a causal model.
 
+    Raises: TypeError for a module without a configuration.
     Taught in: notebook 05, section 6.
     """
+    if not hasattr(base, "config"):
+        raise TypeError(f"{type(base).__name__} has no config, so it is no causal model.")
     config = base.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

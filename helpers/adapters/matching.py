@@ -25,7 +25,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .methods import TASK_HEADS, parse_task
+from .methods import TASK_HEADS, parse_task, pattern_entries
 
 ALL_LINEAR = "all-linear"
 SUPPORTED = (
@@ -122,7 +122,7 @@ def match(
     Source: ``peft.tuners.tuners_utils.check_target_module_exists``; peft's page
     "Troubleshooting". Taught in: notebook 01, section 2.
     """
-    entries = _entries(pattern)
+    entries = pattern_entries(pattern)
     as_given = pattern if isinstance(pattern, str) else list(entries)
     modules = own_modules(model)
     broken = _regex_error(as_given)
@@ -164,24 +164,6 @@ def close_names(modules: dict[str, nn.Module], entry: str, limit: int = 3) -> li
     folded = {end.casefold(): end for end in sorted(ends)}
     close = difflib.get_close_matches(entry.casefold(), folded, n=limit, cutoff=0.6)
     return [folded[name] for name in close]
-
-
-def _entries(pattern: str | Collection[str]) -> tuple[str, ...]:
-    given = [pattern] if isinstance(pattern, str) else pattern
-    if not isinstance(given, list | tuple | set | frozenset) or not all(
-        isinstance(entry, str) for entry in given
-    ):
-        raise TypeError(
-            f"A pattern is a string or a list of strings, but was {pattern!r}; "
-            'for instance ["q_proj", "v_proj"] or "all-linear".'
-        )
-    if not given or not all(given):
-        raise ValueError(
-            f"The pattern {pattern!r} has nothing to match; name at least one module, "
-            'for instance ["q_proj"], or pass "all-linear".'
-        )
-    ordered = sorted(given) if isinstance(given, set | frozenset) else given
-    return tuple(dict.fromkeys(ordered))
 
 
 def own_modules(model: nn.Module) -> dict[str, nn.Module]:

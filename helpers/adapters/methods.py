@@ -7,7 +7,7 @@ Taught in: notebook 01, section 4.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from peft import (
@@ -20,6 +20,8 @@ from peft import (
     PromptTuningConfig,
     TaskType,
 )
+
+from helpers.given import whole
 
 DEFAULT_RANK = 8
 DEFAULT_VIRTUAL_TOKENS = 16
@@ -175,8 +177,8 @@ def config(
     "CAUSAL_LM"; the prompt methods need it, and for "SEQ_CLS", "TOKEN_CLS" and "QUESTION_ANS"
     peft also trains and saves the head.
 
-    Raises: ValueError for an unknown method or task, a size below 1, or a setting that the
-    method does not have.
+    Raises: ValueError for an unknown method or task, a size below 1, no name among the targets, or
+    a setting that the method does not have; TypeError for targets that are no names.
     Source: peft's pages "LoRA", "AdaLoRA", "IA3", "Prompt-based methods".
     Taught in: notebook 01, section 4.
     """
@@ -199,10 +201,10 @@ def config(
     return chosen.build(
         _Choices(
             task_type=task,
-            rank=DEFAULT_RANK if rank is None else rank,
+            rank=DEFAULT_RANK if rank is None else int(rank),
             target_modules=_targets(target_modules),
-            virtual_tokens=DEFAULT_VIRTUAL_TOKENS if virtual_tokens is None else virtual_tokens,
-            total_steps=total_steps or 0,
+            virtual_tokens=int(virtual_tokens or DEFAULT_VIRTUAL_TOKENS),
+            total_steps=int(total_steps or 0),
         )
     )
 
@@ -231,9 +233,34 @@ def parse_task(name: str | None) -> TaskType | None:
 
 
 def _targets(target_modules: Sequence[str] | str | None) -> list[str] | str | None:
-    if target_modules is None or isinstance(target_modules, str):
-        return target_modules
-    return list(target_modules)
+    if target_modules is None:
+        return None
+    names = pattern_entries(target_modules)
+    return target_modules if isinstance(target_modules, str) else list(names)
+
+
+def pattern_entries(pattern: str | Collection[str]) -> tuple[str, ...]:
+    """The names in a list of targets, each once; a string is one of them.
+
+    Raises:
+        TypeError: neither a string nor a list of strings.
+        ValueError: nothing to match.
+    """
+    given = [pattern] if isinstance(pattern, str) else pattern
+    if not isinstance(given, list | tuple | set | frozenset) or not all(
+        isinstance(entry, str) for entry in given
+    ):
+        raise TypeError(
+            f"A pattern is a string or a list of strings, but was {pattern!r}; "
+            'for instance ["q_proj", "v_proj"] or "all-linear".'
+        )
+    if not given or not all(given):
+        raise ValueError(
+            f"The pattern {pattern!r} has nothing to match; name at least one module, "
+            'for instance ["q_proj"], or pass "all-linear".'
+        )
+    ordered = sorted(given) if isinstance(given, set | frozenset) else given
+    return tuple(dict.fromkeys(ordered))
 
 
 _WHY_NOT = {
@@ -253,14 +280,9 @@ def _check_settings(method: str, takes: frozenset[str], given: dict[str, object]
                 f"{name} is for {users}."
             )
         if name != "target_modules" and value is not None:
-            _check_size(name, value)
+            whole(name, value)
     if "total_steps" in takes and given["total_steps"] is None:
         raise ValueError(
             f"{method!r} needs total_steps, the number of optimiser steps of the run, because it "
             "lays its rank schedule over them; for instance total_steps=200."
         )
-
-
-def _check_size(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, but was {value!r}.")

@@ -16,6 +16,7 @@ from torch.nn import functional
 from helpers import training
 from helpers.assets import DATA
 from helpers.atomic import whole_folder
+from helpers.given import whole
 
 from . import world
 from .model import ArrCoc, ArrCocConfig
@@ -46,7 +47,11 @@ def at_random(given: Scenes, cells: int, generator: torch.Generator, needed: flo
     Args:
         needed: the share of rows in which the cells that the question needs come first; 1 is the
             oracle.
+
+    Raises:
+        ValueError: a number of cells that an image does not have.
     """
+    whole("The number of cells", cells, 0, CELLS)
     score = torch.rand(len(given), CELLS, generator=generator)
     told = torch.rand(len(given), 1, generator=generator) < needed
     score = score + (given.needed & told)

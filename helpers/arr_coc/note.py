@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 from helpers import quantization
 from helpers.adapters.methods import parse_task
+from helpers.given import whole
 from helpers.quantization import HEADS
 
 from .model import ArrCoc
@@ -33,8 +34,9 @@ def config(*, rank: int = 32, dropout: float = 0.05, task_type: str | None = Non
 
     Source: the note, section 8. Taught in: notebook 09, section 7.
     """
-    if rank < 1 or not 0 <= dropout <= 1:
-        raise ValueError(f"expected a rank from 1 and a dropout from 0 to 1: {rank}, {dropout}")
+    whole("The rank", rank)
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"The dropout must be a share from 0 to 1, but was {dropout!r}.")
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank,

@@ -19,6 +19,8 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import get_scheduler
 
+from helpers.given import whole
+
 from .base import at_random
 from .model import ArrCoc
 from .modules import gumbel, texture
@@ -110,6 +112,9 @@ def learn(
 
     ``loss`` gives a scalar for a batch. Returns the losses. A loss without a gradient (plain top-K
     on a frozen reader) changes nothing.
+
+    Raises:
+        ValueError: nothing that trains has a rate.
     """
     groups = []
     for i, (part, rate) in enumerate(rates):
@@ -121,6 +126,9 @@ def learn(
         ]
         if weights:
             groups.append({"params": weights, "lr": rate})
+    if not groups:
+        parts = ", ".join(part for part, _ in rates) or "none is given"
+        raise ValueError(f"no parameter that trains has one of these in its name: {parts}")
     optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
     schedule = get_scheduler("cosine" if cosine else "constant", optimizer, 0, steps)
     every = [p for group in groups for p in group["params"]]
@@ -176,7 +184,13 @@ class Score:
 
 @torch.no_grad()
 def chosen(model: ArrCoc, given: Scenes, cells: int | None = None) -> Tensor:
-    """(rows, 16) bool: the model's own choice, with another K if asked for."""
+    """(rows, 16) bool: the model's own choice, with another K if asked for.
+
+    Raises:
+        ValueError: a number of cells that an image does not have.
+    """
+    if cells is not None:
+        whole("The number of cells", cells, 1, CELLS)
     model.eval()
     before, model.config.cells = model.config.cells, cells or model.config.cells
     try:
@@ -191,8 +205,7 @@ def without_training(name: str, given: Scenes, cells: int, seed: int = 0) -> Ten
     Raises:
         ValueError: another name, or a number of cells that an image does not have.
     """
-    if not 0 <= cells <= CELLS:
-        raise ValueError(f"an image has 0 to {CELLS} cells to choose, not {cells}")
+    whole("The number of cells", cells, 0, CELLS)
     generator = torch.Generator().manual_seed(seed)
     if name == "everything":
         return torch.ones_like(given.needed)
@@ -215,7 +228,11 @@ def score(model: nn.Module, given: Scenes, where: Tensor) -> Score:
     """How the reader answers, whatever it was trained on, when it sees these cells closely.
 
     ``where`` is (rows, 16), True for such a cell.
+
+    Raises:
+        ValueError: it has another shape or dtype.
     """
+    _check_choices((len(given), CELLS), where)
     model.eval()
     logits = torch.cat(
         [
@@ -238,9 +255,21 @@ def sensitivity(one: Tensor, other: Tensor) -> float:
     """1 - Jaccard's index of two choices, mean over rows: how much the question moves the look.
 
     Both are (rows, 16), True for a cell that is seen closely.
+
+    Raises:
+        ValueError: one has another shape or dtype.
     """
+    _check_choices((*one.shape, 1, 1)[:2], one, other)
     both, either = (one & other).sum(1), (one | other).sum(1)
     return (1 - both / either).mean().item()
+
+
+def _check_choices(shape: tuple[int, int], *choices: Tensor) -> None:
+    for where in choices:
+        if where.shape != shape or where.dtype != torch.bool:
+            raise ValueError(
+                f"a choice is {shape} of True and False, not {tuple(where.shape)} of {where.dtype}"
+            )
 
 
 def _log_probability(logits: Tensor, order: Tensor) -> Tensor:

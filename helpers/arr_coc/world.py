@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from helpers.given import generator, whole
+
 SIDE, CELL, GRID = 64, 16, 4
 CELLS = GRID**2
 PAD = 0
@@ -95,26 +97,27 @@ def scenes(rows: int, *, seed: int, kinds: tuple[str, ...] = KINDS, trap: bool =
     """
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"no kind of question {min(unknown)!r}; there is {', '.join(KINDS)}")
-    if rows < 1 or not kinds:
-        raise ValueError(f"expected at least one row and one kind, not {rows} rows of {kinds}")
-    generator = torch.Generator().manual_seed(seed)
-    colours = torch.rand(rows, CELLS, generator=generator).argsort(1)
-    patterns = torch.randint(len(PATTERNS), (rows, CELLS), generator=generator)
+    if not kinds:
+        raise ValueError(f"expected at least one kind of question; there is {', '.join(KINDS)}")
+    whole("The number of rows", rows)
+    start = generator(seed)
+    colours = torch.rand(rows, CELLS, generator=start).argsort(1)
+    patterns = torch.randint(len(PATTERNS), (rows, CELLS), generator=start)
     loud = torch.zeros(rows, CELLS, dtype=torch.bool)
     if trap:
-        loud.scatter_(1, torch.rand(rows, CELLS, generator=generator).argsort(1)[:, :2], True)
-    images = _drawn(colours, patterns, loud, generator)
+        loud.scatter_(1, torch.rand(rows, CELLS, generator=start).argsort(1)[:, :2], True)
+    images = _drawn(colours, patterns, loud, start)
     weights = torch.tensor([s * (k in kinds) for s, k in zip(SHARES, KINDS, strict=True)])
-    drawn = torch.multinomial(weights, rows, replacement=True, generator=generator)
+    drawn = torch.multinomial(weights, rows, replacement=True, generator=start)
     blank = Scenes(images, *(torch.empty(0),) * 2, drawn, torch.empty(0), colours, patterns)
-    return _asked(blank, ~loud, generator)
+    return _asked(blank, ~loud, start)
 
 
 def asked_again(given: Scenes, *, seed: int) -> Scenes:
     """The same images, each with a question about the pattern of some other cell."""
     pattern = replace(given, kinds=torch.zeros_like(given.kinds))
     allowed = ~given.needed | (given.kinds != 0).unsqueeze(1)
-    return _asked(pattern, allowed, torch.Generator().manual_seed(seed))
+    return _asked(pattern, allowed, generator(seed))
 
 
 def renamed(given: Scenes) -> Scenes:
@@ -140,8 +143,13 @@ def batches(
 
 
 def in_words(row: Tensor) -> str:
-    """A question, (4,) words, as text."""
-    return " ".join(WORDS[i] for i in row.tolist() if i != PAD)
+    """A question, (4,) words, as text.
+
+    Raises:
+        ValueError: a number that is no word's.
+    """
+    ids = [whole("A word of a question", i, 0, len(WORDS) - 1) for i in row.flatten().tolist()]
+    return " ".join(WORDS[i] for i in ids if i != PAD)
 
 
 def _asked(given: Scenes, allowed: Tensor, generator: torch.Generator) -> Scenes:

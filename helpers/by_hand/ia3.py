@@ -81,12 +81,7 @@ def add_ia3(model: PreTrainedModel) -> PreTrainedModel:
     Source: Liu et al. 2022, section 3.3.
     Taught in: notebook 05, section 2.
     """
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if layers is None or not hasattr(layers[0].mlp, "down_proj"):
-        raise TypeError(
-            f"add_ia3 knows the layers of Llama, but was given {type(model).__name__}; "
-            "peft.IA3Config takes the names of other models' layers."
-        )
+    layers = _layers(model)
     model.requires_grad_(False)
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -99,14 +94,28 @@ def add_ia3(model: PreTrainedModel) -> PreTrainedModel:
 def merge_ia3(model: PreTrainedModel) -> PreTrainedModel:
     """Put plain linear layers, with the factors in them, in the place of those of `add_ia3`.
 
+    Raises: TypeError for a model that `add_ia3` did not change.
     Source: Liu et al. 2022, section 3.3.
     Taught in: notebook 05, section 2.
     """
-    for layer in model.model.layers:
+    layers = _layers(model)
+    if not isinstance(layers[0].mlp.down_proj, ScaledInput):
+        raise TypeError("merge_ia3 merges what add_ia3 put in, and this model has none of it.")
+    for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
         attention.k_proj, attention.v_proj = attention.k_proj.merge(), attention.v_proj.merge()
         mlp.down_proj = mlp.down_proj.merge()
     return model
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None or not hasattr(layers[0].mlp, "down_proj"):
+        raise TypeError(
+            f"add_ia3 knows the layers of Llama, but was given {type(model).__name__}; "
+            "peft.IA3Config takes the names of other models' layers."
+        )
+    return layers
 
 
 def _check_base(base: nn.Module) -> None:

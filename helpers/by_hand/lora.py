@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from helpers.given import number
+
 
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank update: ``y = W x + b + (alpha / r) B A x``.
@@ -17,7 +19,7 @@ class LoRALinear(nn.Module):
     frozen in place; A and B take its dtype and device.
 
     Raises: TypeError for a base that is not a linear layer with floating-point weights,
-    ValueError for a rank outside 1 ... min(in, out).
+    ValueError for a rank outside 1 ... min(in, out), or an alpha that is not finite.
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", equation 3.
     Taught in: notebook 01, section 1.
     """
@@ -30,7 +32,7 @@ class LoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.A = nn.Parameter(weight.new_empty(rank, base.in_features))
         self.B = nn.Parameter(weight.new_zeros(base.out_features, rank))
-        self.scaling = alpha / rank
+        self.scaling = number("alpha", alpha) / rank
         # sqrt(5) is the constant of nn.Linear: uniform in +-1/sqrt(in), the same start as peft's.
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 

@@ -11,15 +11,21 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from helpers.data import IGNORED
+from helpers.given import whole
 
 
 def _whole(tokens: int) -> int:
-    if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
-        raise ValueError(
-            "The number of virtual tokens must be a whole number of at least 1, but was "
-            f"{tokens!r}; 16 is a usual choice."
-        )
-    return tokens
+    return whole("The number of virtual tokens", tokens)
+
+
+def _own_ids(base: PreTrainedModel, ids: list[int]) -> Tensor:
+    """The embedding table, for ids that are all in it."""
+    if not len(ids):
+        raise ValueError("The text has no tokens; give the ids of at least one, for instance [1].")
+    table = base.get_input_embeddings().weight
+    for token in ids:
+        whole("A token id of this model", token, 0, len(table) - 1)
+    return table
 
 
 class _SoftPrompt(nn.Module):
@@ -220,13 +226,7 @@ def embed(base: PreTrainedModel, ids: list[int], tokens: int) -> Tensor:
     Source: Lester et al. 2021, section 2.1; cutting and repeating as in peft.
     Taught in: notebook 05, section 3.
     """
-    if not ids:
-        raise ValueError("The text has no tokens; give the ids of at least one, for instance [1].")
-    table = base.get_input_embeddings().weight
-    if outside := [i for i in ids if not 0 <= i < len(table)]:
-        raise ValueError(
-            f"The model has token ids from 0 to {len(table) - 1}, but not {outside[0]}."
-        )
+    table = _own_ids(base, ids)
     filled = torch.tensor([ids[i % len(ids)] for i in range(_whole(tokens))])
     return table[filled.to(table.device)].detach().clone()
 
@@ -238,11 +238,10 @@ def prefill(base: PreTrainedModel, ids: list[int]) -> Tensor:
     Of shape (tokens of the text, layers * 2 * width of the keys). A prefix that starts so is the
     text itself, read before the input.
 
-    Raises: ValueError for a text without tokens.
+    Raises: ValueError for a text without tokens, or an id that the model does not have.
     Source: peft, ``initialize_kv_prefix_from_text``. Taught in: notebook 05, section 3.
     """
-    if not ids:
-        raise ValueError("The text has no tokens; give the ids of at least one, for instance [1].")
+    _own_ids(base, ids)
     row = torch.tensor([ids], device=base.device)
     cache = base(input_ids=row, use_cache=True).past_key_values
     parts = [part[0] for layer in cache.layers for part in (layer.keys, layer.values)]

@@ -32,6 +32,15 @@ class Passed(str):
         return str(self)
 
 
+def plain(found: object) -> object:
+    """An answer as a plain value: a tensor or an array of one number is that number.
+
+    Raises:
+        RuntimeError: it has several; so call it where `running` says what the learner did.
+    """
+    return found.item() if hasattr(found, "item") else found
+
+
 # ------------------------------------------------------------------------------- the LoRA layer
 
 SHAPES = ((12, 8, 4, 16.0), (8, 10, 2, 6.0))  # in, out, rank, alpha: neither alpha/rank is 1

@@ -6,7 +6,7 @@ Taught in: notebook 03, exercises 1 and 2.
 
 from collections.abc import Callable, Sequence
 
-from .exercises import Broken, Passed, running
+from .exercises import Broken, Passed, plain, running
 
 BLOCK, NESTED = 64, 256
 
@@ -56,7 +56,7 @@ def four_bit_bytes(answer: Callable[[int, bool], int]) -> Passed:
     for weights, double, rule in PACKINGS:
         given = f"{weights:,} weights, double={double}"
         with running(rule, f"the function, called with {given},"):
-            found = answer(weights, double)
+            found = plain(answer(weights, double))
         right = _packed(weights, double)
         if found != right:
             raise Broken(rule, f"{given}: {found!r}, not {right:,}{_slip(found, weights, double)}")
@@ -95,7 +95,7 @@ def peak_bytes(answer: Callable[[Events], int]) -> Passed:
     """
     for events, right, rule in TRACES:
         with running(rule, f"the function, called with {list(events)},"):
-            found = answer(list(events))
+            found = plain(answer(list(events)))
         if events == TRACES[0][0] and found == ONE_TOO_MANY[0]:
             rule = ONE_TOO_MANY[1]
         if found != right:

@@ -3,8 +3,9 @@
 from torch import nn
 
 from helpers import adapters
+from helpers.given import whole
 
-from .exercises import Broken, Passed
+from .exercises import Broken, Passed, plain, running
 
 
 def adapter_size(answer: int, model: nn.Module, rank: int, target_modules: list[str]) -> Passed:
@@ -14,11 +15,19 @@ def adapter_size(answer: int, model: nn.Module, rank: int, target_modules: list[
 
     Raises:
         Broken: the answer is another number; names the usual slip when it is one.
+        ValueError: the targets match nothing, or the rank is no whole number from 1.
 
     Source: Hu et al. 2021, "LoRA", section 4.2. Taught in: notebook 02, exercise 1.
     """
     layers = [model.get_submodule(name) for name in adapters.match(model, target_modules).matched]
+    if not layers:
+        raise ValueError(
+            f"the targets {target_modules} match no module, so there is nothing to count"
+        )
+    whole("rank", rank)
     right = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+    with running("one number", "reading the answer"):
+        answer = plain(answer)
     if answer == right:
         return Passed(f"passed: {right:,} parameters in {len(layers)} layers")
     widest = max(layer.in_features + layer.out_features for layer in layers)
@@ -27,7 +36,10 @@ def adapter_size(answer: int, model: nn.Module, rank: int, target_modules: list[
         "have fewer outputs",
         right // rank: "that is rank 1; multiply by the rank",
     }
-    why = slips.get(answer, "add rank x (in + out) over all matched layers")
+    why = next(
+        (text for slip, text in slips.items() if slip == answer),
+        "add rank x (in + out) over all matched layers",
+    )
     raise Broken("every target counts by its shape", f"{answer!r} is not right: {why}")
 
 

@@ -49,6 +49,7 @@ def tower_pattern(pattern: str, model: nn.Module) -> Passed:
 
     Raises:
         Broken: kind, matches, towers, or all, with names of the first layer that is wrong.
+        ValueError: the model has no such decoder.
 
     Source: peft, ``LoraConfig.target_modules``. Taught in: notebook 08, exercise 1.
     """
@@ -63,6 +64,8 @@ def tower_pattern(pattern: str, model: nn.Module) -> Passed:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and ".layers." in name and "language_model" in name
     }
+    if not wanted:
+        raise ValueError(f"{type(model).__name__} has no decoder called language_model")
     with running("matches", "matching the string"):
         found = set(adapters.match(model, pattern).matched)
     if not found:

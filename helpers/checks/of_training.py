@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .exercises import Broken, Passed, running
+from .exercises import Broken, Passed, plain, running
 
 LOSSES, TARGETS = (2.0, 4.0, 1.0), (6, 1, 3)  # weighted mean 1.9, plain mean 2.3333
 
@@ -38,8 +38,10 @@ def group_loss(answer: Callable[[Sequence[Tensor], Sequence[int]], Tensor]) -> P
     losses = [torch.tensor(loss, requires_grad=True) for loss in LOSSES]
     with running("weights", "the function, called with losses and targets,"):
         found = answer(losses, list(TARGETS))
-    if not isinstance(found, Tensor):
-        raise Broken("gradient", f"it returns a tensor to call backward on, not {found!r}")
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        raise Broken(
+            "gradient", f"it returns a tensor to call backward on, of one number, not {found!r}"
+        )
     _check_weights(float(found.detach()))
     if not found.requires_grad:
         raise Broken("gradient", "the result has no graph: use the losses, not their .item()")
@@ -86,7 +88,7 @@ def early_stopping(answer: Callable[[Sequence[float], int], int]) -> Passed:
     """
     for losses, patience, epoch, rule in STOPS:
         with running(rule, f"the function, called with {list(losses)} and {patience},"):
-            found = answer(list(losses), patience)
+            found = plain(answer(list(losses), patience))
         if found != epoch:
             hint = "; count epochs from 1" if found == epoch - 1 else ""
             raise Broken(

@@ -18,7 +18,7 @@ from peft import get_peft_model
 
 from helpers import adapters, training
 from helpers.experiments import tasks
-from helpers.experiments.study import Study
+from helpers.experiments.study import Study, need
 
 EPOCHS, ROWS, BATCH, HELD_OUT = 16, 64, 8, 100
 GRID = {"full": (1e-5, 3e-5, 1e-4), "lora": (3e-4, 1e-3, 3e-3)}
@@ -85,8 +85,13 @@ def early_stop(losses: list[float], patience: int) -> int:
 
 
 def curves(results: pd.DataFrame, part: str) -> pd.DataFrame:
-    """A part's losses as one row a run (method, learning_rate, seed) and one column an epoch."""
+    """A part's losses as one row a run (method, learning_rate, seed) and one column an epoch.
+
+    Raises:
+        StudyError: a column is missing.
+    """
     keys = ["method", "learning_rate", "seed"]
+    need(results, [*keys, *(column(part, e) for e in range(1, EPOCHS + 1))])
     table = results.set_index(keys)[[column(part, e) for e in range(1, EPOCHS + 1)]]
     return table.set_axis(range(1, EPOCHS + 1), axis=1)
 

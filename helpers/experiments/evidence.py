@@ -14,7 +14,7 @@ import pandas as pd
 
 from helpers.claims import Seeds
 from helpers.claims.rules import Interval
-from helpers.experiments.study import lowest, results
+from helpers.experiments.study import lowest, need, results
 
 MARGIN = 0.05  # of what the best rank gained over the control
 SWEEPS = ("rank_by_task", "rank_by_text")
@@ -30,7 +30,7 @@ def tuned(name: str, by: Sequence[str]) -> pd.DataFrame:
     An arm is one combination of the columns ``by``; :func:`at_best_rate` says how it chooses.
 
     Raises:
-        StudyError: the study is not stored.
+        StudyError: the study is not stored, or has no such column.
 
     Taught in: notebook 02, section 4.
     """
@@ -47,8 +47,12 @@ def at_best_rate(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         rows: of a study, with learning_rate, seed and validation_loss.
         by: the columns whose combinations are the arms.
 
+    Raises:
+        StudyError: a column is missing.
+
     Taught in: notebook 04, section 3.
     """
+    need(rows, ["validation_loss"])
     mean = whole_grid(rows, by).groupby([*by, "learning_rate"], as_index=False)
     best = lowest(mean["validation_loss"].mean(), by=by, metric="validation_loss")
     best = best[[*by, "learning_rate"]]
@@ -56,7 +60,13 @@ def at_best_rate(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def whole_grid(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The rows of the seeds that ran every rate of an arm."""
+    """The rows of the seeds that ran every rate of an arm.
+
+    Raises:
+        StudyError: a column is missing.
+    """
+    need(rows, by)
+    need(rows, ["learning_rate", "seed"])
     rates = rows.groupby([*by])["learning_rate"].transform("nunique")
     return rows[rows.groupby([*by, "seed"])["learning_rate"].transform("nunique") == rates]
 

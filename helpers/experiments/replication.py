@@ -32,7 +32,13 @@ GRID = {"lora": (3e-4, 1e-3, 3e-3, 1e-2), "all weights": (3e-5, 1e-4, 3e-4)}
 
 
 def adapted(layers: int) -> PeftModel:
-    """SmolLM2 with so many layers, that share their weights, and a new LoRA adapter on each."""
+    """SmolLM2 with so many layers, that share their weights, and a new LoRA adapter on each.
+
+    Raises:
+        ValueError: a number of layers that the study does not have.
+    """
+    if layers not in RANGES:
+        raise ValueError(f"The study has stacks of {', '.join(map(str, RANGES))}, not {layers!r}.")
     config = adapters.config("lora", task_type="CAUSAL_LM", rank=RANK)
     config.layer_replication = RANGES[layers]
     # Loaded anew for each run: peft replaces the base's layers, and unload leaves it so.

@@ -72,14 +72,34 @@ def results(name: str, folder: Path = RESULTS) -> pd.DataFrame:
     """The stored rows of a study.
 
     Raises:
-        StudyError: there are none yet; names the command that makes them.
+        StudyError: there are none yet, or their table is damaged; names the command that makes
+            them.
     """
     path = folder / f"{name}.csv"
     if not path.exists():
         raise StudyError(
             f"no stored results for {name}: run `python -m helpers.experiments {name}`"
         )
-    return pd.read_csv(path)
+    try:
+        return pd.read_csv(path)
+    except ValueError as error:  # no text, no columns, or cut short
+        raise StudyError(
+            f"{path} is damaged ({error}): move it away and run `python -m helpers.experiments "
+            f"{name}`"
+        ) from error
+
+
+def need(rows: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a table that lacks one of the columns that are asked for.
+
+    Raises:
+        StudyError: names the first that is missing, and those that are there.
+    """
+    if not columns:
+        raise StudyError("no column is named, so there are no arms to tell apart")
+    if missing := [name for name in columns if name not in rows]:
+        there = ", ".join(map(str, rows)) or "none"
+        raise StudyError(f"the table has no column {missing[0]!r}; it has: {there}")
 
 
 def processor() -> str:
@@ -126,7 +146,12 @@ def set_aside(study: Study, folder: Path = RESULTS) -> None:
 
 
 def tuned(study: Study, rows: pd.DataFrame) -> set[tuple[str, ...]]:
-    """The keys of the settings that each arm chose: the smallest mean `tuned_by` in ``rows``."""
+    """The keys of the settings that each arm chose: the smallest mean `tuned_by` in ``rows``.
+
+    Raises:
+        StudyError: a column is missing.
+    """
+    need(rows, [*study.settings[0], study.tuned_by])
     arms = [name for name in study.settings[0] if name != study.tuned]
     means = rows.groupby(list(study.settings[0]), as_index=False)[study.tuned_by].mean()
     best = lowest(means, by=arms, metric=study.tuned_by)
@@ -134,7 +159,15 @@ def tuned(study: Study, rows: pd.DataFrame) -> set[tuple[str, ...]]:
 
 
 def lowest(rows: pd.DataFrame, *, by: Sequence[str], metric: str) -> pd.DataFrame:
-    """For each combination of the columns ``by``, its row with the smallest ``metric``."""
+    """For each combination of the columns ``by``, its row with the smallest ``metric``.
+
+    Raises:
+        StudyError: a column is missing, or an arm has no number there.
+    """
+    need(rows, by)
+    need(rows, [metric])
+    if (rows.groupby(list(by))[metric].count() == 0).any():
+        raise StudyError(f"an arm has no {metric} that is a number, so nothing is its lowest")
     return rows.loc[rows.groupby(list(by))[metric].idxmin()]
 
 
@@ -187,7 +220,10 @@ def append(path: Path, columns: list[str], row: dict) -> None:
     Raises:
         DiskFull: there is no room; the rows that stand there stay, and none is cut short.
         OSError: the file cannot be written.
+        StudyError: the row has a value for no column.
     """
+    if strange := [name for name in row if name not in columns]:
+        raise StudyError(f"{path.name} has no column {strange[0]!r}; it has: {', '.join(columns)}")
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     if not path.exists() or path.stat().st_size == 0:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from helpers import data, models, training
+from helpers.models.names import unknown
 
 BATCH = 8
 EVALUATED = 200  # rows of validation and of test, at most
@@ -83,6 +84,17 @@ TASKS: dict[str, Task] = {
 }
 
 
+def task(name: str) -> Task:
+    """A task of that name.
+
+    Raises:
+        ValueError: unknown name; the message gives the nearest.
+    """
+    if name not in TASKS:
+        raise ValueError(unknown("task", name, tuple(TASKS)))
+    return TASKS[name]
+
+
 @cache
 def tokenizer() -> PreTrainedTokenizerBase:
     """MiniLM's tokenizer."""
@@ -92,25 +104,25 @@ def tokenizer() -> PreTrainedTokenizerBase:
 @cache
 def rows(name: str) -> DatasetDict:
     """The prepared splits of a task; validation and test cut to `EVALUATED` rows."""
-    splits = TASKS[name].load()
+    splits = task(name).load()
     for part in ("validation", "test"):
         splits[part] = splits[part].select(range(min(EVALUATED, len(splits[part]))))
     return DatasetDict(
-        {part: TASKS[name].prepare(chosen, tokenizer()) for part, chosen in splits.items()}
+        {part: task(name).prepare(chosen, tokenizer()) for part, chosen in splits.items()}
     )
 
 
 def collator(name: str) -> DataCollatorForTokenClassification | DataCollatorWithPadding:
     """Pads a batch of a task to its longest row."""
     padding = {"TOKEN_CLS": DataCollatorForTokenClassification}
-    return padding.get(TASKS[name].task_type, DataCollatorWithPadding)(tokenizer())
+    return padding.get(task(name).task_type, DataCollatorWithPadding)(tokenizer())
 
 
 def base(name: str, seed: int) -> PreTrainedModel:
     """MiniLM with the task's head; the head's random start is fixed by the seed."""
     torch.manual_seed(seed)
-    task = TASKS[name]
-    return task.auto.from_pretrained(models.path("minilm"), **_head(task.task_type))
+    found = task(name)
+    return found.auto.from_pretrained(models.path("minilm"), **_head(found.task_type))
 
 
 @cache

@@ -23,6 +23,7 @@ from peft.utils import (
 from transformers import AutoConfig, PreTrainedConfig
 
 from helpers import adapters, models
+from helpers.given import whole
 from helpers.memory import build
 from helpers.memory.check import check
 from helpers.memory.gpus import Gpu, gpu
@@ -272,8 +273,7 @@ def make_plan(
         if given not in known:
             raise ValueError(unknown(kind, str(given), known))
     for kind, number in (("batch", batch), ("seq", seq)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"{kind} must be a whole number of at least 1, but was {number!r}.")
+        whole(kind, number)
     if method == "qlora" and dtype == "mixed":
         raise ValueError(
             "'qlora' has no dtype 'mixed': its weights are packed; give the dtype of the products, "

@@ -16,6 +16,7 @@ from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftType
 from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
 from helpers import plots
+from helpers.given import number
 from helpers.memory.fit import cards_that_fit
 from helpers.memory.gpus import CONTEXT, GIB, Gpu
 from helpers.memory.predict import DTYPES, Prediction
@@ -216,11 +217,14 @@ def picture(prediction: Prediction, top: float | None = None) -> Figure:
     The axis ends a little above them, or at `top` GiB, so that pictures can be compared.
 
     Raises:
-        ValueError: the prediction is extrapolated, so nobody has seen the course of its step.
+        ValueError: the prediction is extrapolated, so nobody has seen the course of its step, or
+            `top` is no height.
 
     Taught in: notebook 03, section 6.
     """
     events, phases, sizes = _course(prediction)
+    if top is not None:
+        number("top", top, least=0)
     fig = Figure(figsize=(7.5, 4.2), facecolor="white", layout="constrained")
     ax = fig.add_subplot()
     kinds = [kind for kind in CATEGORIES if sizes[kind].any()]

@@ -23,10 +23,12 @@ from transformers import PreTrainedModel
 
 from helpers import adapters, quantization
 from helpers.atomic import whole_folder
+from helpers.given import model_folder
+from helpers.models.names import unknown
 from helpers.quantization.loading import AutoClass
 
 from .exact import Batch, MergeError, difference, on_and_off, output
-from .routes import FourBits, merged
+from .routes import FourBits, check_dtype, merged
 
 LIMIT = 0.02  # of the adapter's effect
 NOISE = 1e-5  # of the largest output: what the order of additions does in fp32
@@ -108,6 +110,8 @@ def merge_for_deployment(
             repacked, 8-bit or not finite, ``out`` exists, or the result is further than `LIMIT`
             of the adapter's effect from the trained model.
         AdapterFileError: the adapter's folder is not whole, or does not fit the base.
+        ValueError: the base's folder is not whole, or the dtype is no wide enough floating-point
+            one.
 
     Source: for four bits, the measured routes of `helpers.merging.routes`.
     Taught in: notebook 07, section 3.
@@ -116,7 +120,8 @@ def merge_for_deployment(
     if out.exists():
         raise MergeRefused(f"{out} exists; name a folder that does not, or remove it first.")
     if route is not None and route not in ROUTES:
-        raise MergeRefused(f"There is no route {route!r}; leave it out, or take one of {ROUTES}.")
+        raise MergeRefused(f"{unknown('route', route, tuple(ROUTES))} Or leave it out.")
+    check_dtype(dtype)
     if isinstance(model, PeftModel):
         kept, folder, base = model, None, base or _base_folder(model)
         refuse_unmergeable(kept)
@@ -220,8 +225,7 @@ def _base_folder(model: PeftModel) -> Path | None:
 
 def _load(folder: Path, base: Path, bits: FourBits | None) -> PeftModel:
     adapters.check_folder(folder)
-    if not (base / "config.json").is_file():
-        raise MergeRefused(f"{base} is no folder of a model: it has no config.json.")
+    model_folder(base)
     auto = head_of(PeftConfig.from_pretrained(str(folder)), base)
     net = bits.load(base, auto) if bits else auto.from_pretrained(base)
     return adapters.load(net, folder)

@@ -29,7 +29,9 @@ from peft import (
 )
 from torch import Tensor, nn
 
-from .routes import merged
+from helpers.given import generator
+
+from .routes import check_dtype, merged
 
 Batch = Mapping[str, Tensor]
 
@@ -79,11 +81,14 @@ def disturbed(model: PeftModel, *, seed: int, size: float = 0.02) -> PeftModel:
     Args:
         seed: of the noise.
         size: its standard deviation, in the unit of the weights.
+
+    Raises:
+        ValueError: the seed is no whole number from 0.
     """
-    generator = torch.Generator().manual_seed(seed)
+    start = generator(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=start)
             parameter.data += size * noise.to(parameter)
     return model
 
@@ -124,6 +129,10 @@ def merge_error(model: PeftModel, batch: Batch, dtype: torch.dtype = torch.float
     Args:
         model: with an active adapter; it is not changed.
         batch: what the model is called with.
+
+    Raises:
+        TypeError: a model without an adapter in its weights.
+        ValueError: a dtype that is not a wide enough floating-point one.
 
     Taught in: notebook 07, section 2.
     """
@@ -168,7 +177,16 @@ def rounded_base(model: PeftModel, dtype: torch.dtype) -> PeftModel:
     """Casts the floating-point weights of the base, in place; the adapter stays as it is.
 
     That is what peft makes of a base that was loaded in ``dtype``: its adapters are fp32.
+
+    Raises:
+        TypeError: a model without an adapter in its weights.
+        ValueError: a dtype that is not a wide enough floating-point one.
     """
+    if not hasattr(getattr(model, "base_model", None), "prefix"):
+        raise TypeError(
+            f"A merge needs a model with an adapter in its weights, not {type(model).__name__}."
+        )
+    check_dtype(dtype)
     prefix = model.base_model.prefix
     for name, parameter in model.named_parameters():
         if prefix not in name and "modules_to_save" not in name and parameter.is_floating_point():
@@ -193,6 +211,10 @@ def round_trip(model: PeftModel, dtype: torch.dtype = torch.float32) -> RoundTri
     """Merges a copy in place, takes the merge back, and compares the weights it went through.
 
     Subtracting what was added does not undo a rounding.
+
+    Raises:
+        TypeError: a model without an adapter in its weights.
+        ValueError: a dtype that is not a wide enough floating-point one.
 
     Taught in: notebook 07, section 2.
     """

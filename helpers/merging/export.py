@@ -64,6 +64,9 @@ def to_onnx(model: PreTrainedModel, folder: Path | str, *, tolerance: float = 1e
 def run_onnx(file: Path | str, batch: Mapping[str, Tensor]) -> Tensor:
     """The output of an exported model for ``input_ids`` and ``attention_mask``: (rows, length, …).
 
+    Raises:
+        ExportError: no such file, or one that onnxruntime cannot read.
+
     Taught in: notebook 07, section 7.
     """
     return _session(Path(file))(batch)
@@ -75,6 +78,9 @@ def largest_gap(model: PreTrainedModel, file: Path | str) -> float:
 
     On random rows of three shapes, one with padding on the left, the shapes of which the exporter
     saw only one. Padding itself is left out: nobody reads it.
+
+    Raises:
+        ExportError: the file cannot be read.
     """
     run = _session(Path(file))
     gaps, largest = [0.0], 0.0
@@ -175,7 +181,10 @@ def _session(file: Path):
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each reason
+        raise ExportError(f"{file} is no ONNX file that can be run: {error}") from error
 
     def run(batch: Mapping[str, Tensor]) -> Tensor:
         inputs = {name: batch[name].numpy() for name in INPUTS}

@@ -22,7 +22,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from helpers import quantization
+from helpers.adapters.files import load
+from helpers.given import model_folder
 from helpers.quantization.loading import AutoClass
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def check_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype again, if the sum of weight and adapter can be kept in it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"A merged weight is kept in one of {DTYPES}, not in {dtype}.")
+    return dtype
 
 
 @dataclass(frozen=True)
@@ -47,15 +62,21 @@ def kept_apart(
 ) -> PeftModel:
     """The model as it was trained: the 4-bit base with the adapter beside it.
 
+    Raises:
+        ValueError: no whole base, or an adapter that is not whole or does not fit it.
+
     Taught in: notebook 07, section 3.
     """
-    return PeftModel.from_pretrained(bits.load(base, auto), str(adapter)).eval()
+    return load(bits.load(base, auto), adapter).eval()
 
 
 def into_four_bits(
     base: Path | str, adapter: Path | str, auto: type[AutoClass], bits: FourBits = NF4
 ) -> PreTrainedModel:
     """peft's merge on a 4-bit base: each target is dequantised, added to and rounded again.
+
+    Raises:
+        ValueError: as `kept_apart`.
 
     Source: peft, ``tuners/lora/bnb.py``, ``Linear4bit.merge``. Taught in: notebook 07, section 3.
     """
@@ -73,10 +94,13 @@ def onto_full_precision(
     With fp16 this is the workflow of the note: right for an adapter that was trained on such a
     base, and another model for one that was trained on four bits.
 
+    Raises:
+        ValueError: as `kept_apart`, or a dtype that is not a wide enough floating-point one.
+
     Taught in: notebook 07, section 3.
     """
-    net = auto.from_pretrained(base, dtype=dtype)
-    return merged(PeftModel.from_pretrained(net, str(adapter)))
+    net = auto.from_pretrained(model_folder(base), dtype=check_dtype(dtype))
+    return merged(load(net, adapter))
 
 
 def onto_dequantised(
@@ -90,10 +114,13 @@ def onto_dequantised(
 
     These are the weights that the adapter saw in training, so nothing is lost but the last cast.
 
+    Raises:
+        ValueError: as `onto_full_precision`.
+
     Taught in: notebook 07, section 3.
     """
     net = bits.load(base, auto).dequantize(dtype=torch.float32).float()
-    return merged(PeftModel.from_pretrained(net, str(adapter))).to(dtype)
+    return merged(load(net, adapter)).to(check_dtype(dtype))
 
 
 def requantised(

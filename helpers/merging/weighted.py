@@ -148,10 +148,16 @@ def known_answer(model: PeftModel, name: str, merged: str, **batch: Tensor) -> f
     Returns:
         The distance of the logits as a share of the adapter's own effect on them.
 
+    Raises:
+        WeightedMergeError: the model has no such adapter.
+
     Taught in: notebook 07, section 5.
     """
     logits = {}
     for adapter in (name, merged):
+        if adapter not in model.peft_config:
+            there = ", ".join(model.peft_config)
+            raise WeightedMergeError(f"the model has no adapter {adapter!r}; it has: {there}")
         model.set_adapter(adapter, inference_mode=True)
         logits[adapter] = model(**batch).logits
     with model.disable_adapter():

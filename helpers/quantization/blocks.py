@@ -17,6 +17,7 @@ import torch
 from bitsandbytes.functional import create_dynamic_map
 from torch import Tensor
 
+from helpers.given import whole
 from helpers.quantization.code_books import levels
 
 NESTED_BLOCK = 256  # absmaxes that share one constant of the second quantisation
@@ -66,16 +67,18 @@ def blocks(values: Tensor, size: int) -> Tensor:
     """The values in rows of `size`, float32; the last row is filled up with zeros.
 
     Raises:
-        ValueError: nothing to quantise, or a size below 1.
+        ValueError: nothing to quantise, no real numbers or no data, or a size below 1.
 
     Taught in: notebook 03, section 2.
     """
-    if size < 1 or not values.numel():
+    whole("A block's size", size)
+    if not values.numel() or values.is_complex() or values.is_meta:
         raise ValueError(
-            f"Expected at least one value and blocks of at least one, not {values.numel()} values "
-            f"in blocks of {size}."
+            f"Expected at least one value, a real number with data, not {values.numel()} values of "
+            f"{values.dtype} on {values.device} in blocks of {size}."
         )
     flat = values.detach().flatten().float()
+    size = min(size, len(flat))  # one unfinished block is not filled up to whatever was asked for
     return torch.nn.functional.pad(flat, (0, -len(flat) % size)).view(-1, size)
 
 
@@ -106,8 +109,13 @@ def nearest(scaled: Tensor, book: Tensor) -> Tensor:
     Returns:
         Codes of the same shape, int64.
 
+    Raises:
+        ValueError: the book is no row of levels.
+
     Taught in: notebook 03, section 2.
     """
+    if book.dim() != 1 or not len(book):
+        raise ValueError(f"A code book is one row of levels, not of shape {tuple(book.shape)}.")
     order = book.argsort(stable=True)
     return order[torch.bucketize(scaled, midpoints(book[order]))]
 
@@ -131,6 +139,8 @@ def pack(codes: Tensor) -> Tensor:
 
     Taught in: notebook 03, section 2.
     """
+    if codes.is_complex() or codes.is_meta:
+        raise ValueError(f"Codes are whole numbers with data, not {codes.dtype} on {codes.device}.")
     if codes.numel() and not 0 <= codes.min() <= codes.max() <= 15:
         raise ValueError(f"Codes lie between 0 and 15, not {codes.min()} to {codes.max()}.")
     if codes.numel() % 2:
@@ -142,8 +152,13 @@ def pack(codes: Tensor) -> Tensor:
 def unpack(packed: Tensor) -> Tensor:
     """The codes of `pack`, int64, two for each byte: (bytes,) to (2 * bytes,).
 
+    Raises:
+        ValueError: no bytes.
+
     Taught in: notebook 03, section 2.
     """
+    if packed.dtype != torch.uint8:
+        raise ValueError(f"pack gives bytes (uint8), and these are {packed.dtype}.")
     return torch.stack([packed >> 4, packed & 15], dim=1).flatten().long()
 
 
@@ -181,7 +196,7 @@ def dequantize(quantized: Quantized) -> Tensor:
         absmax = dequantize_absmax(absmax)
     count = quantized.shape.numel()
     values = levels(quantized.quant_type)[unpack(quantized.packed)[:count]]
-    spread = absmax.repeat_interleave(quantized.block_size)[:count]
+    spread = absmax.repeat_interleave(min(quantized.block_size, count))[:count]
     return (values * spread).to(quantized.dtype).view(quantized.shape)
 
 
@@ -189,7 +204,7 @@ def double_quantize(quantized: Quantized) -> Quantized:
     """The same codes with their scales in 8 bits.
 
     Raises:
-        ValueError: the scales are 8-bit ones already.
+        ValueError: the scales are 8-bit ones already, or not finite.
 
     Source: Dettmers et al., QLoRA (2023), section 3, "Double Quantization".
     Taught in: notebook 03, section 3.
@@ -210,10 +225,19 @@ def quantize_absmax(absmax: Tensor) -> NestedAbsmax:
     Args:
         absmax: (blocks,), float32.
 
+    Raises:
+        ValueError: no row of finite numbers.
+
     Source: Dettmers et al., QLoRA (2023), section 3; Dettmers et al., 8-bit Optimizers (2022),
     section 2; bitsandbytes, quantize_blockwise.
     Taught in: notebook 03, section 3.
     """
+    fits = absmax.dtype == torch.float32 and absmax.dim() == 1 and not absmax.is_meta
+    if not fits or not absmax.isfinite().all():
+        raise ValueError(
+            f"Expected a row of finite float32 scales, not {absmax.dtype} of shape "
+            f"{tuple(absmax.shape)}: a weight that is not finite leaves its block without one."
+        )
     offset = absmax.mean()
     rows = blocks(absmax - offset, NESTED_BLOCK)
     second = rows.abs().amax(1)

@@ -14,6 +14,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from helpers import models
+from helpers.given import model_folder
+from helpers.models.names import unknown
 from helpers.quantization.code_books import QUANT_TYPES
 
 # Heads stay as they are: a new one is not in the file, and bitsandbytes would never quantise it.
@@ -57,13 +59,14 @@ def load_in_4bit(
         storage: dtype in which the packed codes are stored.
 
     Raises:
-        ValueError: another quant_type.
+        ValueError: another quant_type, or a folder without a whole model.
 
     Source: Dettmers et al., QLoRA (2023), section 3; bitsandbytes, Linear4bit.
     Taught in: notebook 03, sections 2 and 3.
     """
     if quant_type not in QUANT_TYPES:
-        raise ValueError(f"Unknown quant_type {quant_type!r}; expected one of {QUANT_TYPES}.")
+        raise ValueError(unknown("quant_type", quant_type, QUANT_TYPES))
+    folder = model_folder(folder)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=quant_type,

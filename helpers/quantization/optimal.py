@@ -16,6 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from helpers.given import whole
+from helpers.models.names import unknown
 from helpers.quantization.blocks import blocks, midpoints, nearest
 from helpers.quantization.code_books import normal_float, small_float, whole_numbers
 
@@ -44,10 +46,9 @@ def scaled(weights: Tensor, block_size: int = 64) -> Scaled:
         ValueError: fewer weights than one block, a block of zeros, or a weight that is not finite.
     """
     flat = weights.flatten()
-    if block_size < 1:
-        raise ValueError(f"A block holds at least one weight, not {block_size}.")
-    if not flat.isfinite().all():
-        raise ValueError("A weight is infinite or not a number, so its block has no scale.")
+    whole("A block's size", block_size)
+    if flat.is_meta or not flat.isfinite().all():
+        raise ValueError("A weight is infinite, not a number or on meta: its block has no scale.")
     rows = blocks(flat[: len(flat) // block_size * block_size], block_size).double()
     absmax = rows.abs().amax(1, keepdim=True)
     if (absmax == 0).any():
@@ -61,8 +62,12 @@ def error(data: Scaled, book: Tensor, measure: Measure) -> float:
 
     ``book`` is (levels,), in any order.
 
+    Raises:
+        ValueError: an unknown measure, no data, or a book that is no row of levels.
+
     Taught in: notebook 03, section 2.
     """
+    _check(data, measure)
     book = book.double()
     gap = (data.values - book[nearest(data.values, book)]).abs() * data.absmax
     return (gap ** POWER[measure]).mean().item()
@@ -82,13 +87,27 @@ def fit(data: Scaled, measure: Measure, fixed: tuple[float, ...] = ()) -> Tensor
     Returns:
         (16,) float32, in ascending order.
 
+    Raises:
+        ValueError: an unknown measure, no data, or fixed levels that are too many or outside -1
+            to 1.
+
     Source: Lloyd, Least squares quantization in PCM (1982); Max, Quantizing for minimum distortion
     (1960); Yoshida, NF4 Isn't Information Theoretically Optimal (2023), for medians and fixed ends.
     Taught in: notebook 03, section 2.
     """
+    _check(data, measure)
+    if len(fixed) > 16 or not all(-1 <= level <= 1 for level in fixed):
+        raise ValueError(f"Sixteen levels from -1 to 1 cannot have {fixed} among them.")
     starts = (torch.linspace(-1, 1, 16), normal_float(), small_float())
     ends = [_lloyd(data, measure, start.double().sort().values, fixed) for start in starts]
     return min(ends, key=lambda book: error(data, book, measure)).float()
+
+
+def _check(data: Scaled, measure: Measure) -> None:
+    if measure not in POWER:
+        raise ValueError(unknown("measure", measure, tuple(POWER)))
+    if not len(data.values):
+        raise ValueError("There are no weights, so there is no error to measure.")
 
 
 def _lloyd(data: Scaled, measure: Measure, book: Tensor, fixed: tuple[float, ...]) -> Tensor:
@@ -125,8 +144,12 @@ def code_entropy(data: Scaled, book: Tensor) -> float:
 
     ``book`` is (16,), in any order.
 
+    Raises:
+        ValueError: no data, or a book that is no row of levels.
+
     Taught in: notebook 03, section 2.
     """
+    _check(data, "squared")
     share = torch.bincount(nearest(data.values, book.double()), minlength=16) / len(data.values)
     return -(share * share.clamp(min=1e-12).log2()).sum().item()
 

@@ -12,6 +12,7 @@ from torch.distributions import Laplace, StudentT
 from transformers import AutoModel
 
 from helpers import models
+from helpers.given import LARGEST_SEED, whole
 from helpers.models.names import unknown
 
 # SmolLM2 is not among them: its weights come from a 4-bit file, whose levels they would show.
@@ -29,12 +30,14 @@ def draw(distribution: str, count: int, seed: int) -> Tensor:
     """Random numbers, (count,) float32, of one of `DISTRIBUTIONS`; their spread does not matter.
 
     Raises:
-        ValueError: unknown distribution.
+        ValueError: unknown distribution, or a count or seed that is no whole number from 0.
 
     Taught in: notebook 03, section 2.
     """
     if distribution not in _DRAWS:
         raise ValueError(unknown("distribution", distribution, DISTRIBUTIONS))
+    whole("The count", count, 0)
+    whole("seed", seed, 0, LARGEST_SEED)
     # torch.distributions takes no generator; the caller's random state is put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -28,6 +28,7 @@ from transformers import (
 
 from helpers import adapters, data, models, quantization, training
 from helpers.atomic import DiskFull, whole_folder
+from helpers.given import LARGEST_SEED, whole
 
 TASKS = ("trivia", *data.DOMAINS, "tiny")
 
@@ -135,6 +136,14 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         parser.error(f"--four-bit needs the task trivia, not {args.task}")
     if not replaceable(args.out):
         parser.error(f"{args.out} holds other things than an adapter; give a new folder to --out")
+    try:  # `train` looks at the others
+        whole("--rank", args.rank)
+        whole("--batch-size", args.batch_size)
+        whole("--seed", args.seed, 0, LARGEST_SEED)
+    except ValueError as error:
+        parser.error(str(error))
+    if not 0 <= args.dropout <= 1:
+        parser.error(f"--dropout is a share from 0 to 1, not {args.dropout}")
     return args
 
 
@@ -178,7 +187,7 @@ def main(words: list[str] | None = None) -> int:
             accelerator=accelerator,
             label=args.task,
         )
-    except (training.TrainingError, DiskFull) as error:
+    except (training.TrainingError, ValueError, DiskFull) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch.utils.data import DataLoader
 
+from helpers.given import LARGEST_SEED, generator, whole
+
 Batch = dict[str, torch.Tensor]
 Collate = Callable[[list[dict]], Batch]
 Rows = Sequence[dict]  # or a `datasets.Dataset`
@@ -49,8 +51,11 @@ class Batches(Iterator[Batch]):
 
         Of ``count`` processes that share the batches, the one numbered ``index`` then gets every
         ``count``-th of them.
+
+        Raises:
+            ValueError: a position that is no whole number from 0.
         """
-        self.position, self._stride = position, count
+        self.position, self._stride = whole("The position", position, 0), count
         self._rows = itertools.islice(self._order(), position + index, None, count)
 
     def _order(self) -> Iterator[list[int]]:
@@ -60,7 +65,7 @@ class Batches(Iterator[Batch]):
             batch_size=self.settings["batch_size"],
             shuffle=True,
             collate_fn=list,
-            generator=torch.Generator().manual_seed(self.settings["seed"]),
+            generator=generator(self.settings["seed"]),
         )
         for _ in itertools.count():
             yield from loader
@@ -89,21 +94,25 @@ def batches(
         batch_size: rows; the last batch of an epoch may have fewer.
 
     Raises:
-        TrainingError: the data set is empty, or ``batch_size`` is below 1.
+        TrainingError: the data set is empty.
+        ValueError: ``batch_size`` is no whole number from 1, or ``seed`` none from 0.
     """
     if len(dataset) == 0:
         raise TrainingError("the data set has no rows, so there is nothing to train on")
-    if batch_size < 1:
-        raise TrainingError(
-            f"a batch has at least one row, so batch_size={batch_size} is too small"
-        )
+    whole("batch_size", batch_size)
+    whole("seed", seed, 0, LARGEST_SEED)
     return Batches(dataset, collate, batch_size, seed, device)
 
 
 def ordered_batches(
     dataset: Rows, collate: Collate, *, batch_size: int, device: torch.device | None = None
 ) -> Iterator[Batch]:
-    """Each row once, in order, ``batch_size`` rows a batch: for evaluation."""
+    """Each row once, in order, ``batch_size`` rows a batch: for evaluation.
+
+    Raises:
+        ValueError: ``batch_size`` is no whole number from 1.
+    """
+    whole("batch_size", batch_size)
     for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collate):
         yield to_device(batch, device)
 

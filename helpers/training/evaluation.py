@@ -30,7 +30,7 @@ def answer_loss(model: torch.nn.Module, data: Iterable[Batch]) -> float:
         TrainingError: there is no target in the data.
     """
     # a decoder predicts position t+1 at t, so the first label of a row is never a target
-    return _weighted_loss(model, data, lambda batch: int((batch["labels"][:, 1:] != IGNORED).sum()))
+    return _weighted_loss(model, data, lambda batch: int((_labels(batch)[:, 1:] != IGNORED).sum()))
 
 
 @torch.no_grad()
@@ -84,8 +84,14 @@ def span_accuracy(model: torch.nn.Module, data: Iterable[Batch]) -> float:
 
 
 def _right_labels(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    labels = batch["labels"]
+    labels = _labels(batch)
     return (model(**batch).logits.argmax(-1) == labels)[labels != IGNORED]
+
+
+def _labels(batch: Batch) -> torch.Tensor:
+    if "labels" not in batch:
+        raise TrainingError(f"a batch has no labels to compare with, but {', '.join(batch)}")
+    return batch["labels"]
 
 
 def _right_spans(model: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -19,12 +19,12 @@ def check_batch(batch: Batch, positions: int | None = None) -> None:
     Raises:
         TrainingError: one sentence that names the cause.
     """
-    if not batch or not len(next(iter(batch.values()))):
+    if not batch or not _rows(batch):
         raise TrainingError(
             "a batch has no rows, so it has no loss: leave empty batches out of the data"
         )
     ids = batch.get("input_ids")
-    if positions is not None and ids is not None and ids.shape[-1] > positions:
+    if positions is not None and ids is not None and ids.dim() and ids.shape[-1] > positions:
         raise TrainingError(
             f"a row has {ids.shape[-1]} tokens, and the model has room for {positions}: "
             f"tokenise with max_length={positions} or shorter, or leave long rows out"
@@ -67,9 +67,20 @@ def _virtual_tokens(model: torch.nn.Module) -> int:
 
 
 def token_count(batch: Batch) -> int:
-    """Input positions in a batch, padding included; rows where there are no token ids."""
+    """Input positions in a batch, padding included; rows where there are no token ids.
+
+    Raises:
+        TrainingError: no tensor has rows.
+    """
     ids = batch.get("input_ids")
-    return ids.numel() if ids is not None else len(next(iter(batch.values())))
+    return ids.numel() if ids is not None else _rows(batch)
+
+
+def _rows(batch: Batch) -> int:
+    first = next(iter(batch.values()), None)
+    if first is None or not first.dim():
+        raise TrainingError("a batch has tensors with one row for each example, and this has none")
+    return len(first)
 
 
 def target_count(model: torch.nn.Module, batch: Batch) -> int:
@@ -78,11 +89,14 @@ def target_count(model: torch.nn.Module, batch: Batch) -> int:
     A decoder predicts position t+1 at position t, so the first label of a row is no target
     for it, unless virtual tokens stand before it. Rows, where there are no labels.
 
+    Raises:
+        TrainingError: no tensor has rows.
+
     Source: transformers, ``Trainer.get_batch_samples`` (``num_items_in_batch``).
     """
     labels = batch.get("labels")
     if labels is None:
-        return len(next(iter(batch.values())))
+        return _rows(batch)
     if _shifts_labels(model):
         labels = labels[..., 1:]
     return int((labels != IGNORED).sum())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from helpers.given import number, whole
 from helpers.training.batches import Batch, TrainingError, position, start_at
 from helpers.training.checkpoints import Checkpoints, Settings, fingerprint
 from helpers.training.inspection import check_batch, max_positions, target_count, token_count
@@ -71,16 +72,21 @@ def train(
         TrainingError: nothing trains, the data end too early, a batch has no rows, no target or
             rows longer than the model's positions, the checkpoints are of another run, or the
             loss is no longer finite.
+        ValueError: a setting that is no whole number, not finite, or below its least value.
 
     Taught in: notebook 01, section 3, and notebook 06, section 3.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
         raise TrainingError("no parameter asks for a gradient: wrap the model with an adapter")
-    if accumulate < 1 or save_every < 1:
-        raise TrainingError(
-            f"accumulate={accumulate} and save_every={save_every} have to be at least 1"
-        )
+    counts = {"accumulate": accumulate, "save_every": save_every, "steps": steps}
+    for name, count in (counts | {"warmup_steps": warmup_steps}).items():
+        whole(name, count, least=int(name in ("accumulate", "save_every")))
+    rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    for name, rate in rates.items():
+        number(name, rate, least=0)
+    if max_grad_norm != math.inf:  # which clips nothing, and is a choice
+        number("max_grad_norm", max_grad_norm, least=1e-30)
     team = Team(accelerator)
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay)
     run = Run(model, optimizer, History(), position(data))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from helpers.given import number, whole
 from helpers.training.batches import Collate, Rows
 
 if TYPE_CHECKING:  # importing the Trainer takes a second that only this route needs
@@ -45,7 +46,8 @@ def trainer(
         patience: stop after so many evaluations without a new lowest loss; needs ``held_out``.
 
     Raises:
-        ValueError: ``patience`` without ``held_out``.
+        ValueError: ``patience`` without ``held_out``, or a setting that is no whole number, not
+            finite, or below its least value.
 
     Taught in: notebook 06, sections 1 and 5.
     """
@@ -53,6 +55,11 @@ def trainer(
 
     if patience is not None and held_out is None:
         raise ValueError(f"patience={patience} needs held_out rows to see that nothing improves")
+    for name, count in {"batch_size": batch_size, "steps": steps, "accumulate": accumulate}.items():
+        whole(name, count)
+    whole("warmup_steps", warmup_steps, 0)
+    whole("seed", seed, 0, 2**32 - 1)  # the Trainer also seeds numpy, which takes no larger one
+    number("learning_rate", learning_rate, least=0)
     when = "steps" if held_out is None else "epoch"
     args = TrainingArguments(
         output_dir=str(output_dir),

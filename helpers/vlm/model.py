@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,6 +38,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from helpers import models
 from helpers.assets import DATA, AssetError
 from helpers.atomic import whole_file
+from helpers.given import whole
 
 SIDE, PATCH, POOL = 84, 14, 2
 IMAGE_TOKENS = (SIDE // PATCH // POOL) ** 2
@@ -92,12 +94,15 @@ def untrained(layers: int = LAYERS) -> LlavaForConditionalGeneration:
 
     Nothing asks for a gradient. The connector's start is drawn: seed it with `torch.manual_seed`.
 
+    Raises:
+        ValueError: a number of layers that SmolLM2 does not have.
+
     Taught in: notebook 08, section 1.
     """
     tower = AutoModel.from_pretrained(models.path("dinov2"))
     smol = AutoModelForCausalLM.from_pretrained(models.path("smollm2"))
     text = AutoConfig.from_pretrained(models.path("smollm2"))
-    text.num_hidden_layers = layers
+    text.num_hidden_layers = whole("The number of layers", layers, 1, text.num_hidden_layers)
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=text,
@@ -122,8 +127,14 @@ def untrained(layers: int = LAYERS) -> LlavaForConditionalGeneration:
 def with_lora(model: LlavaForConditionalGeneration, rank: int = RANK) -> PeftModel:
     """LoRA on every linear layer of the decoder, and the connector in full.
 
-    This is the note's moderate strategy. Taught in: notebook 08, sections 1 and 2.
+    This is the note's moderate strategy.
+
+    Raises:
+        ValueError: a rank that is no whole number from 1.
+
+    Taught in: notebook 08, sections 1 and 2.
     """
+    whole("The rank", rank)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=TARGETS, modules_to_save=[CONNECTOR]
     )
@@ -138,10 +149,8 @@ def trained(file: Path = FILE) -> PeftModel:
 
     Taught in: notebook 08, section 1.
     """
-    if not file.is_file():
-        raise AssetError(f"{file.name} is missing: `python -m helpers.vlm` trains it again")
     model = with_lora(untrained())
-    weights = {name: tensor.float() for name, tensor in load_file(file).items()}
+    weights = {name: tensor.float() for name, tensor in _read(file, load_file).items()}
     expected = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
     if {name: tensor.shape for name, tensor in weights.items()} != expected:
         raise AssetError(f"{file.name} was not made for this model: train it again")
@@ -162,9 +171,25 @@ def about(file: Path = FILE) -> dict[str, object]:
 
     ``cycles``: steps, rates, seed, minutes and versions of each; ``test``: `scores` on the test
     questions, by type.
+
+    Raises:
+        AssetError: the file is missing or damaged.
     """
+    return _read(file, _about)
+
+
+def _about(file: Path) -> dict[str, object]:
     with safe_open(file, "pt") as stream:
-        return json.loads(stream.metadata()["about"])
+        return json.loads((stream.metadata() or {})["about"])
+
+
+def _read(file: Path, read: Callable[[Path], dict]) -> dict:
+    try:
+        return read(file)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise AssetError(
+            f"{file.name} is missing or damaged: `python -m helpers.vlm` trains it again"
+        ) from error
 
 
 @functools.cache

@@ -40,8 +40,13 @@ def processor() -> LlavaProcessor:
 def inputs(images: list, questions: list[str]) -> dict[str, Tensor]:
     """input_ids and attention_mask (rows, length), pixel_values (rows, 3, 84, 84).
 
+    Raises:
+        ValueError: no pairs of an image and a question.
+
     Taught in: notebook 08, sections 1 and 2.
     """
+    if not questions or len(images) != len(questions):
+        raise ValueError(f"{len(images)} images and {len(questions)} questions are no pairs.")
     texts = [f"{IMAGE_TOKEN}{question} Answer:" for question in questions]
     return dict(processor()(images=images, text=texts, padding=True, return_tensors="pt"))
 
@@ -51,9 +56,15 @@ def collate(rows: Iterable[Mapping[str, object]]) -> dict[str, Tensor]:
 
     As `inputs`, with the answer's first token at the end of each row, and labels (rows, length).
 
+    Raises:
+        ValueError: no rows, or one without image, question or answer.
+
     Taught in: notebook 08, sections 1 and 2.
     """
     rows = list(rows)
+    for row in rows:
+        if missing := [name for name in ("image", "question", "answer") if name not in row]:
+            raise ValueError(f"A row has no {missing[0]!r}, but: {', '.join(row) or 'nothing'}.")
     batch = inputs([row["image"] for row in rows], [row["question"] for row in rows])
     answers = torch.tensor(
         [tokenizer()(f" {row['answer']}")["input_ids"][:1] for row in rows], dtype=torch.long

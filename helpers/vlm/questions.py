@@ -18,6 +18,8 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from helpers import assets, data, models
+from helpers.given import whole
+from helpers.models.names import unknown
 
 from .model import IMAGE_TOKEN, IMAGE_TOKENS, SIDE, image_processor, pool, tokenizer
 
@@ -54,7 +56,13 @@ class Questions:
         return replace(self, pooled=self.pooled.mean((0, 1)).expand_as(self.pooled))
 
     def of(self, kind: str) -> Questions:
-        """The questions of one of `data.QUESTION_TYPES`."""
+        """The questions of one of `data.QUESTION_TYPES`.
+
+        Raises:
+            ValueError: another kind.
+        """
+        if kind not in data.QUESTION_TYPES:
+            raise ValueError(unknown("kind of question", kind, data.QUESTION_TYPES))
         return self.rows((self.kind == data.QUESTION_TYPES.index(kind)).nonzero()[:, 0])
 
     def balanced(self) -> Questions:
@@ -91,8 +99,15 @@ def answer_tokens() -> Tensor:
 
 @functools.cache
 def questions(split: str) -> Questions:
-    """A split of easy-VQA with the vision tower's patches, which are computed once and cached."""
-    rows = data.easy_vqa()[split].remove_columns("image")[:]  # lists: columns are slow row by row
+    """A split of easy-VQA with the vision tower's patches, which are computed once and cached.
+
+    Raises:
+        ValueError: unknown split; the message gives the nearest.
+    """
+    splits = data.easy_vqa()
+    if split not in splits:
+        raise ValueError(unknown("split", split, tuple(splits)))
+    rows = splits[split].remove_columns("image")[:]  # lists: columns are slow row by row
     names = sorted(set(rows["image_id"]))
     place = {name: i for i, name in enumerate(names)}
     texts = {text: i for i, text in enumerate(sorted(set(rows["question"])))}
@@ -150,7 +165,13 @@ def answer_logits(model: nn.Module, given: Questions) -> Tensor:
 
 @torch.no_grad()
 def right(model: nn.Module, given: Questions, batch_size: int = 100) -> Tensor:
-    """(rows,) True where the likeliest of the 13 answers is right; ``batch_size`` rows at once."""
+    """(rows,) True where the likeliest of the 13 answers is right; ``batch_size`` rows at once.
+
+    Raises:
+        ValueError: no questions, or no whole number of rows.
+    """
+    whole("batch_size", batch_size)
+    _some(given)
     model.eval()
     by_length = (given.words != tokenizer().pad_token_id).sum(1).argsort(stable=True)
     out = torch.empty(len(by_length), dtype=torch.bool)
@@ -158,6 +179,11 @@ def right(model: nn.Module, given: Questions, batch_size: int = 100) -> Tensor:
         rows = given.rows(which)
         out[which] = answer_logits(model, rows).argmax(-1) == rows.answer
     return out
+
+
+def _some(given: Questions) -> None:
+    if not len(given.answer):
+        raise ValueError("There are no questions of that kind, so nobody can be right.")
 
 
 def right_blank(model: nn.Module, given: Questions) -> Tensor:
@@ -182,7 +208,12 @@ def question_only(train: Questions, given: Questions) -> float:
     """Share that is right for who knows, of every text, its commonest answer in training.
 
     Both splits of easy-VQA ask the same 107 texts, so a text has one number.
+
+    Raises:
+        ValueError: no questions in one of the two.
     """
+    _some(train)
+    _some(given)
     counts = torch.zeros(int(train.text.max()) + 1, len(data.ANSWERS), dtype=torch.long)
     counts.index_put_((train.text, train.answer), torch.tensor(1), accumulate=True)
     return (counts.argmax(1)[given.text] == given.answer).float().mean().item()
@@ -194,9 +225,13 @@ def scores(model: nn.Module, given: Questions) -> pd.DataFrame:
     Returns:
         One row each for shape, colour and balanced yes/no; columns rows, model, blank image,
         majority (the answer that is commonest among these rows).
+
+    Raises:
+        ValueError: no questions of one of the three kinds.
     """
     table = {}
     for name, rows in subsets(given).items():
+        _some(rows)
         common = Counter(rows.answer.tolist()).most_common(1)[0][1]
         table[name] = {
             "rows": len(rows.answer),

@@ -196,9 +196,9 @@ def test_scales_in_8_bits_are_close() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="Unknown quant_type 'nf5'; did you mean 'nf4'"):
         quantization.quantize(torch.ones(4), "nf5")
-    with pytest.raises(ValueError, match="not 0 values in blocks of 64"):
+    with pytest.raises(ValueError, match="not 0 values .* in blocks of 64"):
         quantization.quantize(torch.ones(0))
-    with pytest.raises(ValueError, match="in blocks of 0"):
+    with pytest.raises(ValueError, match="block's size must be .* but was 0"):
         quantization.quantize(torch.ones(4), block_size=0)
     with pytest.raises(ValueError, match="between 0 and 15, not 3 to 16"):
         quantization.pack(torch.tensor([3, 16]))

@@ -100,5 +100,5 @@ def test_data_that_end_within_a_step():
     rows = itertools.islice(parts(uneven_rows(), 4), 3)
     with pytest.raises(training.TrainingError, match="ended after 1 of 2"):
         training.train(tiny_lora(), rows, steps=2, learning_rate=1e-3, accumulate=2)
-    with pytest.raises(training.TrainingError, match="accumulate=0"):
+    with pytest.raises(ValueError, match="accumulate must be .* but was 0"):
         training.train(tiny_lora(), [], steps=2, learning_rate=1e-3, accumulate=0)
