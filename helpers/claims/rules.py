@@ -42,6 +42,7 @@ class Seeds:
         larger_is_better: True for an accuracy, False for a loss.
         untrained: the same measure before training, for a margin in "% of gain".
         names: how the two arms are called in the printed line.
+        of: what the numbers are of, when it is layers or texts that are compared in pairs.
 
     Raises:
         ClaimError: fewer than 3 or more than 20 seeds, unequal lengths, or a value not finite.
@@ -56,6 +57,7 @@ class Seeds:
     larger_is_better: bool
     untrained: float | None = None
     names: tuple[str, str] = ("a", "b")
+    of: str = "seeds"
 
     def __post_init__(self) -> None:
         if len(self.a) != len(self.b):
@@ -66,7 +68,7 @@ class Seeds:
             raise ClaimError(
                 f"A spread needs 3 to {len(T_QUANTILES) + 2} seeds; {len(self.a)} were given."
             )
-        for name in self.names:
+        for name in (*self.names, self.of):
             plain(name)
         if not all(math.isfinite(value) for value in [*self.a, *self.b]):
             raise ClaimError("Every seed needs a finite number; one is infinite or not a number.")
@@ -324,7 +326,7 @@ def _arms(seeds: Seeds) -> str:
     arms = " and ".join(
         f"{mean:.4g} ({name})" for mean, name in zip(means, seeds.names, strict=True)
     )
-    return f"{arms}, means of {len(seeds.a)} seeds"
+    return f"{arms}, means of {len(seeds.a)} {seeds.of}"
 
 
 def _lead_text(seeds: Seeds, lead: Interval) -> str:
