@@ -71,6 +71,8 @@ CHECKOUT = Path(__file__).resolve().parent
 STAMP = "peft-measured.stamp"
 UNFINISHED = "unfinished"
 WORKERS = 2  # processes of `make test`; each holds a model or two
+PYTEST = ("pytest", "--nbval", "--nbval-current-env", "--numprocesses", str(WORKERS))
+PYTEST += ("--dist", "loadfile", "--no-loadscope-reorder")
 OFFLINE = "offline"  # a folder that only a bundle has: packages, models, data
 BUNDLE = "bundle.json"  # in it: which system the packages are for, and their SHA-256
 FREE_BYTES = 4 * 10**9  # the environment, the base models, and what pip unpacks meanwhile
@@ -541,13 +543,18 @@ def lab_folder() -> Path:
     return own
 
 
+def threads() -> str:
+    """How many threads each of pytest's processes may use."""
+    return str(max(1, (os.cpu_count() or 2) // WORKERS))
+
+
 def test(python: Path, extra: list[str]) -> int:
     """ruff, then one pytest over the tests and every notebook; pytest has the last word.
 
     Two processes share the files, and the threads: two that both want every core hinder each other.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // WORKERS)))
+    os.environ.setdefault("OMP_NUM_THREADS", threads())
     assets(python)
     for arguments in (["check"], ["format", "--check"]):
         say(f"ruff {' '.join(arguments)}")
@@ -558,8 +565,7 @@ def test(python: Path, extra: list[str]) -> int:
                 f"`{python} -m ruff check --fix .` and `{python} -m ruff format .` do it."
             )
     say("pytest, over the tests and every notebook")
-    command = ["pytest", "--nbval", "--nbval-current-env", "--numprocesses", str(WORKERS)]
-    command += ["--dist", "loadfile", "--no-loadscope-reorder", *extra]
+    command = [*PYTEST, *extra]
     if not os.access(CHECKOUT, os.W_OK):
         command[1:1] = ["-p", "no:cacheprovider"]
     return hand_over(python, command, CHECKOUT)

@@ -88,9 +88,10 @@ def run_tests(python: Path, words: list[str], report: Path) -> tuple[int, list[o
     """
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", "--nbval", "--nbval-current-env"]
+    command = [str(python), "-m", *course.PYTEST]
     command += ["-o", "verbosity_assertions=2", f"--junitxml={report}", *words]
-    status = subprocess.run(command, cwd=ROOT, env=_variables(python)).returncode
+    variables = {"OMP_NUM_THREADS": course.threads(), **_variables(python)}
+    status = subprocess.run(command, cwd=ROOT, env=variables).returncode
     return status, outcomes.cases(report) if report.exists() else []
 
 
