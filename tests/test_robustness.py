@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_a_kernel_is_killed_and_what_it_leaves_is_seen(tmp_path: Path, monkeypat
     start += "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     path = notebook(tmp_path / "a.ipynb", (start, ""), ("import time; time.sleep(60)", ""))
     before = path.read_bytes()
-    (left,) = trials.kill_in_the_middle(path, dict(trials.os.environ))
+    (left,) = trials.kill_in_the_middle(path, dict(os.environ))
     assert left.startswith("left running: python") and path.read_bytes() == before
 
 

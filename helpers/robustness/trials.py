@@ -6,7 +6,6 @@ Nothing is written into the checkout itself.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -25,6 +24,7 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 
+import course
 from helpers import assets, bundle, namespaces
 from helpers.robustness.memory import Peak, descendants, size
 
@@ -191,7 +191,7 @@ def variables(hardship: Hardship, folder: Path) -> dict[str, str]:
     """The environment of pytest and of the kernel; `helpers` is the copy's."""
     number = str(hardship.threads)
     return {
-        **os.environ,
+        **course.variables(Path(sys.executable)),
         "PYTHONPATH": str(folder / "checkout"),
         "PYTHONHASHSEED": str(hardship.hash_seed),
         "PYTHONDONTWRITEBYTECODE": "1",
