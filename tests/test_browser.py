@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
+import nbformat.reader
 import pytest
 from checkout import snapshot
 from nbformat import NotebookNode
@@ -117,7 +119,10 @@ def saved(page: "playwright.Page", path: Path) -> NotebookNode:
     before = path.stat().st_mtime_ns
     page.keyboard.press("Control+s")
     end = time.monotonic() + 30
-    while path.stat().st_mtime_ns == before and time.monotonic() < end:
+    while time.monotonic() < end:
+        if path.stat().st_mtime_ns != before:
+            with suppress(nbformat.reader.NotJSONError):  # the server is still writing
+                return nbformat.read(path, as_version=4)
         time.sleep(0.1)
     return nbformat.read(path, as_version=4)
 
