@@ -87,15 +87,15 @@ def machine(tmp_path_factory) -> Path:
 
 def closure(name: str) -> set[str]:
     """A package and what it needs here, by name."""
-    found, open_names = set(), {name}
-    while open_names:
-        current = open_names.pop()
-        found.add(current)
-        lines = metadata.requires(current) or []
-        needed = [Requirement(line) for line in lines if "extra ==" not in line]
-        names = {canonicalize_name(n.name) for n in needed if not n.marker or n.marker.evaluate()}
-        open_names |= names - found
-    return found
+    seen, waiting = set(), {(name, "")}
+    while waiting:
+        current, extra = waiting.pop()
+        seen.add((current, extra))
+        for needed in map(Requirement, metadata.requires(current) or []):
+            if not needed.marker or needed.marker.evaluate({"extra": extra}):
+                own = canonicalize_name(needed.name)
+                waiting |= {(own, wanted) for wanted in ("", *needed.extras)} - seen
+    return {current for current, _ in seen}
 
 
 def link_package(name: str, target: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,7 +42,7 @@ DTYPES = {
     "mixed": torch.float32,  # weights in 32 bits, products in bfloat16
 }
 ATTENTIONS = ("sdpa", "eager")
-SHALLOW = (3, 5)  # layers of the simulations from which a deeper model is extrapolated
+SHALLOW = (3, 5)  # layers of the two simulations from which a deeper model is extrapolated
 
 
 @dataclass(frozen=True)
@@ -168,19 +168,11 @@ def predict_plan(plan: Plan, *, exact: bool = True) -> Prediction:
     Raises:
         ValueError: the libraries cannot run this plan without data; says why.
     """
-    deep = {
-        number: part.num_hidden_layers
-        for number, part in enumerate(_parts(plan.config))
-        if getattr(part, "num_hidden_layers", 0) > max(SHALLOW)
-    }
-    if exact or not deep:
+    depth = _depth(plan.config)
+    if exact or depth <= max(SHALLOW):
         return _whole(plan, True)
-    few, more = SHALLOW
-    shallow = dict.fromkeys(deep, few)
-    low = _whole(_with_depths(plan, shallow), False)
-    high = {number: _whole(_with_depths(plan, shallow | {number: more}), False) for number in deep}
-    times = {number: (layers - few) / (more - few) for number, layers in deep.items()}
-    return _extrapolated(plan, low, [(high[number], times[number]) for number in deep])
+    low, high = (_whole(_with_depth(plan, layers), False) for layers in SHALLOW)
+    return _extrapolated(plan, low, high, depth)
 
 
 def _whole(plan: Plan, exact: bool) -> Prediction:
@@ -215,28 +207,19 @@ def _simulated(plan: Plan, *, first_step: bool) -> Trace:
         ) from error
 
 
-def _extrapolated(
-    plan: Plan, low: Prediction, deeper: Sequence[tuple[Prediction, float]]
-) -> Prediction:
-    """Layers repeat, so each phase's peak grows by the same bytes with each.
+def _extrapolated(plan: Plan, low: Prediction, high: Prediction, depth: int) -> Prediction:
+    """Layers repeat, so each phase's peak grows by the same bytes with each."""
 
-    Args:
-        low: with few layers in every part of the model.
-        deeper: for each part, with some more layers there, and how often that step fits.
-    """
+    def line(small: float, large: float) -> int:
+        return round(large + (large - small) * (depth - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0]))
 
-    def line(bytes_of: Callable[[Prediction], int]) -> int:
-        small = bytes_of(low)
-        return round(small + sum((bytes_of(high) - small) * times for high, times in deeper))
-
-    high = deeper[0][0]  # of the language model
     phases = {
         name: Peak(
-            line(lambda found, name=name: found.phases[name].allocated),
+            line(low.phases[name].allocated, high.phases[name].allocated),
             high.phases[name].operator,
             {
-                kind: max(0, line(lambda f, n=name, k=kind: f.phases[n].categories.get(k, 0)))
-                for kind in high.phases[name].categories
+                kind: max(0, line(low.phases[name].categories.get(kind, 0), size))
+                for kind, size in high.phases[name].categories.items()
             },
         )
         for name in PHASES
@@ -247,12 +230,12 @@ def _extrapolated(
         high,
         plan=plan,
         allocated=peak.allocated,
-        reserved=max(peak.allocated, line(lambda found: found.reserved)),
+        reserved=max(peak.allocated, line(low.reserved, high.reserved)),
         categories=peak.categories,
         phase=phase,
         operator=peak.operator,
         phases=phases,
-        paged=line(lambda found: found.paged),
+        paged=line(low.paged, high.paged),
     )
 
 
@@ -410,14 +393,17 @@ def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
     return [part for part in parts if part is not None] or [config]
 
 
-def _with_depths(plan: Plan, layers: dict[int, int]) -> Plan:
-    """The plan with so many layers in each of these parts of its model."""
+def _depth(config: PreTrainedConfig) -> int:
+    """Layers of the language model, which is the one that is made shallow."""
+    return _parts(config)[0].num_hidden_layers
+
+
+def _with_depth(plan: Plan, layers: int) -> Plan:
     config = copy.deepcopy(plan.config)
-    for number, count in layers.items():
-        part = _parts(config)[number]
-        for name in _DEPTHS:
-            if getattr(part, name, None) is not None:
-                setattr(part, name, count)
-        if getattr(part, "layer_types", None):
-            part.layer_types = part.layer_types[:count]
+    text = _parts(config)[0]
+    for name in _DEPTHS:
+        if getattr(text, name, None) is not None:
+            setattr(text, name, layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
     return dataclasses.replace(plan, config=config)
