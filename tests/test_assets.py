@@ -38,7 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def offer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets pip take archives from a folder, as a teacher's USB stick would."""
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    # As an address: pip takes a space in this variable for the end of a path.
+    monkeypatch.setenv("PIP_FIND_LINKS", folder.absolute().as_uri())
 
 
 def test_every_row_is_pinned_hashed_and_licensed() -> None:
