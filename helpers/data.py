@@ -15,7 +15,6 @@ Taught in: notebook 01, sections 3 and 5.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -37,6 +36,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Sequence
 from helpers import assets
 from helpers import speech as speech_files
 from helpers.assets import AssetError
+from helpers.given import one_of
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase, WhisperProcessor
@@ -96,9 +96,7 @@ def sentiment(domain: str) -> DatasetDict:
     Social Media Text", ICWSM 2014: its ground-truth files.
     Taught in: notebook 01, section 5.
     """
-    if domain not in VADER_FILES:
-        near = difflib.get_close_matches(domain, DOMAINS, n=1, cutoff=0.3) or DOMAINS[:1]
-        raise ValueError(f"Unknown domain {domain!r}; the nearest is {near[0]!r}, of {DOMAINS}.")
+    one_of("domain", domain, DOMAINS)
     rated = _ratings(VADER_FILES[domain])
     groups: Groups = {}
     for document, rating, text in _without_duplicates(rated, lambda row: row[2]):

@@ -1,4 +1,4 @@
-"""What helpers ask of a number, a seed or a model's folder: each refused in one sentence.
+"""What helpers ask of a name, a number, a seed or a model's folder: each refused in one sentence.
 
 Source: this course's own.
 Taught in: notebook 10, section 1.
@@ -6,8 +6,11 @@ Taught in: notebook 10, section 1.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import re
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -42,6 +45,33 @@ def number(what: str, given: float, least: float = -math.inf) -> float:
         limit = "" if least == -math.inf else f" of at least {least:g}"
         raise ValueError(f"{what} must be a finite number{limit}, but was {given!r}.")
     return given
+
+
+def one_of(
+    kind: str, given: str, known: Iterable[str], error: type[ValueError] = ValueError
+) -> str:
+    """The name again, if it is one of those that are known.
+
+    Raises:
+        error: it is not; the message gives the nearest, and all.
+    """
+    known = tuple(known)
+    if given not in known:
+        raise error(unknown(kind, given, known))
+    return given
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not known, with the nearest one that is, and all."""
+    folded = {str(name).casefold(): name for name in known}
+    near = difflib.get_close_matches(str(given).casefold(), folded, n=1, cutoff=0.4)
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
+    return f"Unknown {kind} {given!r}{hint} Known: {', '.join(map(str, folded.values()))}."
+
+
+def letters(name: str) -> str:
+    """A name without case, spaces and punctuation: "Llama-2 7B" is "llama27b"."""
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def generator(seed: int) -> torch.Generator:

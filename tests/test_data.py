@@ -135,7 +135,7 @@ def test_domains_share_no_text() -> None:
 
 
 def test_unknown_domain_names_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"Unknown domain 'movie'; the nearest is 'movies'"):
+    with pytest.raises(ValueError, match=r"Unknown domain 'movie'; did you mean 'movies'"):
         data.sentiment("movie")
 
 

@@ -28,7 +28,6 @@ PLUMBING = {
     "helpers.bundle": "packs the course for a room without network",
     "helpers.colab": "runs before the course's dependencies exist",
     "helpers.memory._quiet": "silences libraries while they are imported",
-    "helpers.models.names": "words the error for a name that is not known",
     "helpers.namespaces": "takes network and disk from a command",
     "helpers.notebooks": "executes the lessons",
     "helpers.outcomes": "reads what pytest says of a run",

@@ -24,6 +24,14 @@ def test_what_is_no_finite_number_is_named(number) -> None:
         given.number("rate", number, least=0)
 
 
+def test_a_name_that_is_known_comes_back_and_another_is_named_with_the_nearest() -> None:
+    assert given.one_of("task", "QA", {"LM": 1, "QA": 2}) == "QA"
+    with pytest.raises(ValueError, match=r"^Unknown task 'qa'; did you mean 'QA'\? Known"):
+        given.one_of("task", "qa", ("LM", "QA"))
+    with pytest.raises(UnicodeError, match=r"^Unknown task None\. Known: LM, QA\.$"):
+        given.one_of("task", None, ("LM", "QA"), UnicodeError)
+
+
 def test_a_generator_starts_at_its_seed_or_refuses_it() -> None:
     assert given.generator(3).initial_seed() == 3
     with pytest.raises(ValueError, match="seed must be a whole number"):

@@ -100,15 +100,30 @@ def test_each_lesson_asks_for_its_own_room_before_anything_else_runs(path: Path)
     assert "checks.room(" in cells[1], "it belongs into the set-up cell, the first after Colab's"
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem[:2])
-def test_what_a_lesson_says_it_needs_is_what_was_measured(path: Path) -> None:
+def stated(path: Path, what: str) -> list[float]:
+    """The GB of memory or of disk that a lesson names under "You need"."""
     (text,) = [
         cell.source.split("## You need")[1]
         for cell in nbformat.read(path, as_version=4).cells
         if "## You need" in cell.source
     ]
-    (stated,) = map(float, re.findall(r"(\d+) GB of (?:free )?memory", text))
-    took = module.needs(path.stem[:2])["memory"] / 1e9
-    if not took:
+    return [float(number) for number in re.findall(rf"([\d.]+) GB of (?:free )?{what}", text)]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem[:2])
+def test_what_a_lesson_says_it_needs_is_what_was_measured(path: Path) -> None:
+    took = {name: amount / 1e9 for name, amount in module.needs(path.stem[:2]).items()}
+    if not took["memory"]:
         pytest.skip(f"not measured yet: python -m helpers.robustness {path.stem[:2]}")
-    assert took <= stated <= took + 2, f"it took {took:.2f} GB"
+    (memory,) = stated(path, "memory")
+    assert took["memory"] <= memory <= took["memory"] + 2, f"it took {took['memory']:.2f} GB"
+    disk = [round(took["disk"], 1)] if took["disk"] >= 0.5 else []
+    assert stated(path, "disk") == disk, f"it wrote {took['disk']:.2f} GB"
+
+
+def test_the_disk_that_the_readme_asks_for_holds_what_it_lists() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"\| Free disk \| (.*) \|", readme)
+    total, packages, models = map(float, re.findall(r"([\d.]+) GB", row))
+    written = max(module.needs(path.stem[:2])["disk"] for path in LESSONS) / 1e9
+    assert packages + models + written <= total

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from helpers.assets import sha256
 from helpers.atomic import beside, whole_folder
-from helpers.models.names import unknown
+from helpers.given import one_of
 
 from .fitting import Shapes, misfit
 from .patient import kind_of
@@ -287,9 +287,7 @@ def _chosen(model: PeftModel, adapter: str | None) -> str:
         return names[0]
     if adapter is None:
         raise AdapterFileError(f"The model has several adapters: pass adapter=, one of {names}.")
-    if adapter not in names:
-        raise AdapterFileError(unknown("adapter", adapter, tuple(names)))
-    return adapter
+    return one_of("adapter", adapter, names, AdapterFileError)
 
 
 def _refuse_occupied(folder: Path, replace: bool) -> None:

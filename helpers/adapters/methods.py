@@ -6,7 +6,6 @@ Taught in: notebook 01, section 4.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +20,7 @@ from peft import (
     TaskType,
 )
 
-from helpers.given import whole
+from helpers.given import one_of, whole
 
 DEFAULT_RANK = 8
 DEFAULT_VIRTUAL_TOKENS = 16
@@ -182,16 +181,10 @@ def config(
     Source: peft's pages "LoRA", "AdaLoRA", "IA3", "Prompt-based methods".
     Taught in: notebook 01, section 4.
     """
-    chosen = _METHODS.get(method)
-    if chosen is None:
-        raise ValueError(f"Unknown method {method!r}{_nearest(method, METHODS)}.")
-    given = {
-        "rank": rank,
-        "target_modules": target_modules,
-        "virtual_tokens": virtual_tokens,
-        "total_steps": total_steps,
-    }
-    _check_settings(method, chosen.takes, given)
+    chosen = _METHODS[one_of("method", method, METHODS)]
+    sizes = {"rank": rank, "virtual_tokens": virtual_tokens, "total_steps": total_steps}
+    _refuse_strangers(method, chosen.takes, sizes | {"target_modules": target_modules})
+    sizes = {name: whole(name, size) for name, size in sizes.items() if size is not None}
     task = parse_task(task_type)
     if task is None and chosen.takes == _PROMPT:
         raise ValueError(
@@ -201,20 +194,12 @@ def config(
     return chosen.build(
         _Choices(
             task_type=task,
-            rank=DEFAULT_RANK if rank is None else int(rank),
+            rank=sizes.get("rank", DEFAULT_RANK),
             target_modules=_targets(target_modules),
-            virtual_tokens=int(virtual_tokens or DEFAULT_VIRTUAL_TOKENS),
-            total_steps=int(total_steps or 0),
+            virtual_tokens=sizes.get("virtual_tokens", DEFAULT_VIRTUAL_TOKENS),
+            total_steps=sizes.get("total_steps", 0),
         )
     )
-
-
-def _nearest(word: object, known: Sequence[str]) -> str:
-    folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}? Known: {', '.join(known)}"
-    return f"; known: {', '.join(known)}"
 
 
 def parse_task(name: str | None) -> TaskType | None:
@@ -225,11 +210,7 @@ def parse_task(name: str | None) -> TaskType | None:
     """
     if name is None:
         return None
-    try:
-        return TaskType(name)
-    except ValueError:
-        known = [task.value for task in TaskType]
-        raise ValueError(f"Unknown task_type {name!r}{_nearest(name, known)}.") from None
+    return TaskType(one_of("task_type", name, [task.value for task in TaskType]))
 
 
 def _targets(target_modules: Sequence[str] | str | None) -> list[str] | str | None:
@@ -271,7 +252,7 @@ _WHY_NOT = {
 }
 
 
-def _check_settings(method: str, takes: frozenset[str], given: dict[str, object]) -> None:
+def _refuse_strangers(method: str, takes: frozenset[str], given: dict[str, object]) -> None:
     for name, value in given.items():
         if value is not None and name not in takes:
             users = ", ".join(other for other, m in _METHODS.items() if name in m.takes)
@@ -279,8 +260,6 @@ def _check_settings(method: str, takes: frozenset[str], given: dict[str, object]
                 f"{method!r} takes no {name} (given: {value!r}), because {_WHY_NOT[name]}; "
                 f"{name} is for {users}."
             )
-        if name != "target_modules" and value is not None:
-            whole(name, value)
     if "total_steps" in takes and given["total_steps"] is None:
         raise ValueError(
             f"{method!r} needs total_steps, the number of optimiser steps of the run, because it "

@@ -6,7 +6,6 @@ Taught in: notebook 02, section 4.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import pandas as pd
 from helpers.claims import Seeds
 from helpers.claims.rules import Interval
 from helpers.experiments.study import lowest, need, results
+from helpers.given import one_of
 
 MARGIN = 0.05  # of what the best rank gained over the control
 SWEEPS = ("rank_by_task", "rank_by_text")
@@ -130,12 +130,7 @@ def measured_tasks() -> list[str]:
 
 def _losses(task: str) -> pd.DataFrame:
     """Test losses of the tuned arms, a row per seed and a column per rank (0 is the control)."""
-    known = measured_tasks()
-    if task not in known:
-        near = difflib.get_close_matches(str(task), known, n=1, cutoff=0.0)[0]
-        raise EvidenceError(
-            f"no sweep on {task!r}; the nearest is {near!r}, of: {', '.join(known)}"
-        )
+    one_of("task", task, measured_tasks(), EvidenceError)
     rows = pd.concat([tuned(name, ["task", "rank"]) for name in SWEEPS])
     rows = rows[rows["task"] == task]
     return rows.pivot(index="seed", columns="rank", values="test_loss").dropna()

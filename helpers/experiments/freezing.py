@@ -37,6 +37,7 @@ from helpers.claims import Seeds
 from helpers.experiments import tiny_vlm, towers
 from helpers.experiments.study import Study, lowest
 from helpers.experiments.tiny_vlm import Examples
+from helpers.given import one_of
 
 SHIFTS = ("colours", "inverted", "questions", "colours and questions")
 STRATEGIES = ("conservative", "moderate", "aggressive", "vision only", "connector only")
@@ -98,8 +99,7 @@ def shifted(questions: Examples, shift: str) -> Examples:
 
     Taught in: notebook 08, section 3.
     """
-    if shift not in ("none", *SHIFTS):
-        raise ValueError(f"no shift {shift!r}; there is none, {', '.join(SHIFTS)}")
+    one_of("shift", shift, ("none", *SHIFTS))
     pixels, ids = questions.pixels, questions.input_ids
     if shift != "questions" and shift != "none":
         noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))

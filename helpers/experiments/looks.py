@@ -23,7 +23,7 @@ from helpers.arr_coc import selectors, world
 from helpers.arr_coc.base import base
 from helpers.arr_coc.model import ArrCoc
 from helpers.experiments.study import Study
-from helpers.models.names import unknown
+from helpers.given import one_of
 
 STEPS, BATCH, TEST_ROWS, TEST_SEED = 300, 64, 1024, 10**9
 CELLS = 2
@@ -61,8 +61,7 @@ def trained(arm: str, seed: int, watch=None) -> ArrCoc:
 
     Taught in: notebook 09, section 5.
     """
-    if arm not in (learning := tuple(a for a in ARMS if a not in UNTRAINED)):
-        raise ValueError(unknown("arm that learns", arm, learning))
+    one_of("arm that learns", arm, [a for a in ARMS if a not in UNTRAINED])
     model = selectors.with_new_modules(base(), seed, **KEPT_FROM.get(arm, {}))
     selectors.only_modules(model)
     loss = selectors.LOSSES.get(arm, selectors.reinforce)

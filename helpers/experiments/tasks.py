@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from helpers import data, models, training
-from helpers.models.names import unknown
+from helpers.given import one_of
 
 BATCH = 8
 EVALUATED = 200  # rows of validation and of test, at most
@@ -90,9 +90,7 @@ def task(name: str) -> Task:
     Raises:
         ValueError: unknown name; the message gives the nearest.
     """
-    if name not in TASKS:
-        raise ValueError(unknown("task", name, tuple(TASKS)))
-    return TASKS[name]
+    return TASKS[one_of("task", name, TASKS)]
 
 
 @cache

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForTok
 from helpers import adapters, data, models, training
 from helpers.experiments.ranks import RANKS, rates, size_of
 from helpers.experiments.study import Study
-from helpers.models.names import unknown
+from helpers.given import one_of
 
 TEXTS = ("plain text", "address text", "cipher text")
 STEPS, BATCH, MAX_TOKENS = 20, 4, 32
@@ -45,9 +45,8 @@ def lines(text: str, part: str) -> list[str]:
     Raises:
         ValueError: unknown text or split; the message gives the nearest.
     """
-    for kind, given, known in (("text", text, TEXTS), ("split", part, tuple(data.trivia()))):
-        if given not in known:
-            raise ValueError(unknown(kind, given, known))
+    one_of("text", text, TEXTS)
+    one_of("split", part, data.trivia())
     if text == "address text":
         return [" ".join(tokens) for tokens in data.addresses()[part]["tokens"]]
     plain = list(data.trivia()[part]["question"])

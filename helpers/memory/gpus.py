@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from helpers.models.names import letters, unknown
+from helpers.given import letters, unknown
 
 MIB = 1024**2
 GIB = 1024**3

@@ -23,8 +23,7 @@ from transformers import PreTrainedModel
 
 from helpers import adapters, quantization
 from helpers.atomic import whole_folder
-from helpers.given import model_folder
-from helpers.models.names import unknown
+from helpers.given import model_folder, unknown
 from helpers.quantization.loading import AutoClass
 
 from .exact import Batch, MergeError, difference, on_and_off, output

@@ -7,7 +7,6 @@ Taught in: notebook 07, section 2.
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ from peft import (
 )
 from torch import Tensor, nn
 
-from helpers.given import generator
+from helpers.given import generator, one_of
 
 from .routes import check_dtype, merged
 
@@ -63,14 +62,7 @@ def config(method: str, target_modules: list[str]) -> PeftConfig:
 
     Taught in: notebook 07, section 2.
     """
-    if method not in MERGEABLE:
-        folded = {name.casefold(): name for name in MERGEABLE}
-        near = difflib.get_close_matches(method.casefold(), folded, n=1, cutoff=0)
-        raise ValueError(
-            f"{method!r} is none of the methods that merge here ({', '.join(MERGEABLE)}); the "
-            f"nearest is {folded[near[0]]!r}."
-        )
-    return MERGEABLE[method](target_modules)
+    return MERGEABLE[one_of("method that merges", method, MERGEABLE)](target_modules)
 
 
 def disturbed(model: PeftModel, *, seed: int, size: float = 0.02) -> PeftModel:

@@ -10,7 +10,6 @@ Taught in: notebook 07, section 5.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor
 
+from helpers.given import one_of
 from helpers.merging.many import parts
 
 EXACT = ("cat", "svd")  # they work on the updates B A; svd with enough rank
@@ -176,17 +176,13 @@ def _check_names(model: PeftModel, weights: Mapping[str, float], name: str) -> N
             "other adapters; take another name"
         )
     for adapter, weight in weights.items():
-        if adapter not in model.peft_config:
-            near = difflib.get_close_matches(adapter, model.peft_config, n=1, cutoff=0.0)[0]
-            raise WeightedMergeError(f"there is no adapter {adapter!r}; the nearest is {near!r}")
+        one_of("adapter", adapter, model.peft_config, WeightedMergeError)
         if not math.isfinite(weight):
             raise WeightedMergeError(f"the weight of {adapter!r} is {weight}, not a finite number")
 
 
 def _check_settings(method: str, rank: int | None, density: float | None) -> None:
-    if method not in METHODS:
-        near = difflib.get_close_matches(str(method), METHODS, n=1, cutoff=0.0)[0]
-        raise WeightedMergeError(f"there is no method {method!r}; the nearest is {near!r}")
+    one_of("method", method, METHODS, WeightedMergeError)
     if method in PRUNING and (density is None or not 0 < density <= 1):
         raise WeightedMergeError(
             f"{method} keeps a share of the numbers: give density between 0 and 1, not {density}"

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from helpers.models.names import letters, unknown
+from helpers.given import letters, one_of, unknown
 
 VOCABULARY = 100  # of every tiny model; ids 0, 1, 2 are padding, start and end
 IMAGE_TOKEN = 99  # stands for a piece of the image in the tiny vision-language models
@@ -44,8 +44,7 @@ def tiny(arch: str, task: str = "lm") -> PreTrainedModel:
     Taught in: notebook 01, section 6.
     """
     name = _tiny_name(arch)
-    if task not in TASKS:
-        raise ValueError(unknown("task", task, TASKS))
+    one_of("task", task, TASKS)
     config = _TINY_CONFIGS[name]()
     config.num_labels = 2  # BART's own default is three
     auto = _head(config, task)

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from helpers import assets
+from helpers.given import one_of
 from helpers.models import whisper
-from helpers.models.names import unknown
 
 CONVERTED = ("smollm2", "minilm", "dinov2", "whisper")
 # Part of the cache folder's name: raise it when a converter changes, and folders are built anew.
@@ -58,8 +58,7 @@ def folder(name: str) -> Path:
     Raises:
         ValueError: unknown name.
     """
-    if name not in CONVERTED:
-        raise ValueError(unknown("base model", name, CONVERTED))
+    one_of("base model", name, CONVERTED)
     digest = assets.asset(name).sha256[:8]
     return assets.cache_dir() / "models" / f"{name}-v{CONVERTER_VERSION}-{digest}"
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from helpers import assets
-from helpers.models.names import letters, unknown
+from helpers.given import letters, unknown
 
 FULL_SIZE: tuple[str, ...] = (
     "llama-2-7b",

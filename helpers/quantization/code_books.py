@@ -9,7 +9,7 @@ Taught in: notebook 03, section 2.
 import torch
 from torch import Tensor
 
-from helpers.models.names import unknown
+from helpers.given import one_of
 
 QUANT_TYPES = ("nf4", "fp4")
 # bitsandbytes rounds the paper's 1 - (1/32 + 1/30) / 2 to seven digits before it takes quantiles.
@@ -25,8 +25,7 @@ def levels(quant_type: str) -> Tensor:
     Source: Dettmers et al., QLoRA (2023), section 3; bitsandbytes, get_4bit_type.
     Taught in: notebook 03, section 2.
     """
-    if quant_type not in QUANT_TYPES:
-        raise ValueError(unknown("quant_type", quant_type, QUANT_TYPES))
+    one_of("quant_type", quant_type, QUANT_TYPES)
     return normal_float() if quant_type == "nf4" else small_float()
 
 

@@ -14,8 +14,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from helpers import models
-from helpers.given import model_folder
-from helpers.models.names import unknown
+from helpers.given import model_folder, one_of
 from helpers.quantization.code_books import QUANT_TYPES
 
 # Heads stay as they are: a new one is not in the file, and bitsandbytes would never quantise it.
@@ -64,8 +63,7 @@ def load_in_4bit(
     Source: Dettmers et al., QLoRA (2023), section 3; bitsandbytes, Linear4bit.
     Taught in: notebook 03, sections 2 and 3.
     """
-    if quant_type not in QUANT_TYPES:
-        raise ValueError(unknown("quant_type", quant_type, QUANT_TYPES))
+    one_of("quant_type", quant_type, QUANT_TYPES)
     folder = model_folder(folder)
     config = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -16,8 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from helpers.given import whole
-from helpers.models.names import unknown
+from helpers.given import one_of, whole
 from helpers.quantization.blocks import blocks, midpoints, nearest
 from helpers.quantization.code_books import normal_float, small_float, whole_numbers
 
@@ -104,8 +103,7 @@ def fit(data: Scaled, measure: Measure, fixed: tuple[float, ...] = ()) -> Tensor
 
 
 def _check(data: Scaled, measure: Measure) -> None:
-    if measure not in POWER:
-        raise ValueError(unknown("measure", measure, tuple(POWER)))
+    one_of("measure", measure, POWER)
     if not len(data.values):
         raise ValueError("There are no weights, so there is no error to measure.")
 

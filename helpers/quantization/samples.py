@@ -12,8 +12,7 @@ from torch.distributions import Laplace, StudentT
 from transformers import AutoModel
 
 from helpers import models
-from helpers.given import LARGEST_SEED, whole
-from helpers.models.names import unknown
+from helpers.given import LARGEST_SEED, one_of, whole
 
 # SmolLM2 is not among them: its weights come from a 4-bit file, whose levels they would show.
 FULL_PRECISION = ("minilm", "dinov2")
@@ -34,8 +33,7 @@ def draw(distribution: str, count: int, seed: int) -> Tensor:
 
     Taught in: notebook 03, section 2.
     """
-    if distribution not in _DRAWS:
-        raise ValueError(unknown("distribution", distribution, DISTRIBUTIONS))
+    one_of("distribution", distribution, DISTRIBUTIONS)
     whole("The count", count, 0)
     whole("seed", seed, 0, LARGEST_SEED)
     # torch.distributions takes no generator; the caller's random state is put back afterwards.
@@ -55,7 +53,6 @@ def linear_weights(name: str) -> dict[str, Tensor]:
 
     Taught in: notebook 03, section 2.
     """
-    if name not in FULL_PRECISION:
-        raise ValueError(unknown("model with weights in full precision", name, FULL_PRECISION))
+    one_of("model with weights in full precision", name, FULL_PRECISION)
     layers = AutoModel.from_pretrained(models.path(name)).named_modules()
     return {name: layer.weight.detach() for name, layer in layers if type(layer) is nn.Linear}

@@ -28,7 +28,7 @@ from transformers import (
 
 from helpers import adapters, data, models, quantization, training
 from helpers.atomic import DiskFull, whole_folder
-from helpers.given import LARGEST_SEED, whole
+from helpers.given import LARGEST_SEED, number, whole
 
 TASKS = ("trivia", *data.DOMAINS, "tiny")
 
@@ -136,15 +136,23 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         parser.error(f"--four-bit needs the task trivia, not {args.task}")
     if not replaceable(args.out):
         parser.error(f"{args.out} holds other things than an adapter; give a new folder to --out")
-    try:  # `train` looks at the others
-        whole("--rank", args.rank)
-        whole("--batch-size", args.batch_size)
+    try:
+        for name in ("rank", "batch_size", "accumulate", "save_every"):
+            whole(flag(name), getattr(args, name))
+        for name in ("steps", "warmup_steps"):
+            whole(flag(name), getattr(args, name), least=0)
         whole("--seed", args.seed, 0, LARGEST_SEED)
+        number("--learning-rate", args.learning_rate, least=0)
     except ValueError as error:
         parser.error(str(error))
     if not 0 <= args.dropout <= 1:
         parser.error(f"--dropout is a share from 0 to 1, not {args.dropout}")
     return args
+
+
+def flag(name: str) -> str:
+    """An argument's name as it is typed."""
+    return "--" + name.replace("_", "-")
 
 
 def replaceable(out: Path) -> bool:
@@ -187,7 +195,7 @@ def main(words: list[str] | None = None) -> int:
             accelerator=accelerator,
             label=args.task,
         )
-    except (training.TrainingError, ValueError, DiskFull) as error:
+    except (training.TrainingError, DiskFull) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

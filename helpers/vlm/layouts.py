@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from helpers import models
-from helpers.models.names import unknown
+from helpers.given import one_of
 
 LLAMA = "(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 CLIP = "(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
@@ -97,9 +97,7 @@ def layout(name: str) -> Layout:
     Raises:
         ValueError: unknown name; the message gives the nearest.
     """
-    if name not in LAYOUTS:
-        raise ValueError(unknown("vision-language model", name, tuple(LAYOUTS)))
-    return LAYOUTS[name]
+    return LAYOUTS[one_of("vision-language model", name, LAYOUTS)]
 
 
 def config(of: Layout, strategy: str) -> LoraConfig:
@@ -113,9 +111,7 @@ def config(of: Layout, strategy: str) -> LoraConfig:
 
     Taught in: notebook 08, section 2.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(unknown("strategy", strategy, STRATEGIES))
-    both = strategy == "aggressive"
+    both = one_of("strategy", strategy, STRATEGIES) == "aggressive"
     return LoraConfig(
         r=LANGUAGE_RANK,
         lora_alpha=2 * LANGUAGE_RANK,

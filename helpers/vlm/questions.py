@@ -18,8 +18,7 @@ from tqdm import tqdm
 from transformers import AutoModel
 
 from helpers import assets, data, models
-from helpers.given import whole
-from helpers.models.names import unknown
+from helpers.given import one_of, whole
 
 from .model import IMAGE_TOKEN, IMAGE_TOKENS, SIDE, image_processor, pool, tokenizer
 
@@ -61,8 +60,7 @@ class Questions:
         Raises:
             ValueError: another kind.
         """
-        if kind not in data.QUESTION_TYPES:
-            raise ValueError(unknown("kind of question", kind, data.QUESTION_TYPES))
+        one_of("kind of question", kind, data.QUESTION_TYPES)
         return self.rows((self.kind == data.QUESTION_TYPES.index(kind)).nonzero()[:, 0])
 
     def balanced(self) -> Questions:
@@ -105,9 +103,8 @@ def questions(split: str) -> Questions:
         ValueError: unknown split; the message gives the nearest.
     """
     splits = data.easy_vqa()
-    if split not in splits:
-        raise ValueError(unknown("split", split, tuple(splits)))
-    rows = splits[split].remove_columns("image")[:]  # lists: columns are slow row by row
+    rows = splits[one_of("split", split, splits)].remove_columns("image")
+    rows = rows[:]  # lists: columns are slow row by row
     names = sorted(set(rows["image_id"]))
     place = {name: i for i, name in enumerate(names)}
     texts = {text: i for i, text in enumerate(sorted(set(rows["question"])))}

@@ -115,7 +115,7 @@ def test_unknown_method_names_the_nearest(method: str, nearest: str) -> None:
 
 
 def test_unknown_method_without_a_near_one_lists_all() -> None:
-    with pytest.raises(ValueError, match=r"Unknown method 'zzz'; known: lora, qlora, .*p-tuning"):
+    with pytest.raises(ValueError, match=r"Unknown method 'zzz'. Known: lora, qlora, .*p-tuning"):
         adapters.config("zzz")
 
 

@@ -66,7 +66,7 @@ def test_seeds_that_scatter_give_weak_evidence(stored, losses):
 
 def test_what_was_not_measured_is_refused(stored):
     stored(sweep(CLEAR, "addresses"))
-    with pytest.raises(evidence.EvidenceError, match="nearest is 'addresses'"):
+    with pytest.raises(evidence.EvidenceError, match="did you mean 'addresses'"):
         evidence.recommend_rank("adresses")
     worse = {0: [1.0, 1.0, 1.0], 1: [2.0, 2.0, 2.0]}
     stored(sweep(worse))

@@ -126,7 +126,7 @@ def test_an_adapter_that_does_nothing_takes_nothing_along():
 
 
 def test_an_unknown_method_names_the_nearest():
-    with pytest.raises(ValueError, match="nearest is 'LoRA'"):
+    with pytest.raises(ValueError, match="did you mean 'LoRA'"):
         exact.config("lora", QV)
 
 

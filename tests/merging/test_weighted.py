@@ -188,10 +188,10 @@ def test_peft_loses_the_second_adapters_layers():
 
 ASKED = [
     ({"one": 1.0}, "two", {}, "has an adapter 'two' already"),
-    ({"ones": 1.0}, "new", {}, "no adapter 'ones'; the nearest is 'one'"),
+    ({"ones": 1.0}, "new", {}, "Unknown adapter 'ones'; did you mean 'one'"),
     ({}, "new", {}, "weights is empty"),
     ({"one": float("nan")}, "new", {}, "not a finite number"),
-    ({"one": 1.0}, "new", {"method": "tie"}, "no method 'tie'; the nearest is 'ties'"),
+    ({"one": 1.0}, "new", {"method": "tie"}, "Unknown method 'tie'; did you mean 'ties'"),
     ({"one": 1.0}, "new", {"method": "ties"}, "give density between 0 and 1, not None"),
     ({"one": 1.0}, "new", {"method": "ties", "density": 1.5}, "not 1.5"),
     ({"one": 1.0}, "new", {"density": 0.5}, "cat does not prune"),
