@@ -76,6 +76,7 @@ def simulate(plan: Plan, *, first_step: bool = True) -> Trace:
         tracker = Tracker(record, extra)
         model = _loaded(plan, tracker)
         optimizer = optimizers.make(plan.optimizer, model)
+        unreached = set() if first_step else _unreached(plan, model)
         watch_gradients(model, tracker)
         outputs: list[ModelOutput] = []  # the name to which a loop binds the model's output
         for number, seq in ((1, plan.first_seq or plan.seq), (2, plan.seq)):
@@ -83,7 +84,7 @@ def simulate(plan: Plan, *, first_step: bool = True) -> Trace:
                 record.mark("empty_cache")
             record.mark(f"step {number}")
             if number == 1 and not first_step:
-                _make_state(model, optimizer, tracker)
+                _make_state(model, optimizer, tracker, unreached)
                 continue
             batch = fake_batch(plan.config, model, plan.batch, seq, padded=plan.padded)
             tracker.claim(batch.values(), "activations")
@@ -183,12 +184,32 @@ def _warm_up(tensors: dict[str, Tensor], packed: dict[str, nn.Module], record: T
     record.free(record.allocate(total, "temporaries", "warm-up"))
 
 
-def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tracker) -> None:
+def _unreached(plan: Plan, model: nn.Module) -> set[nn.Parameter]:
+    """What trains but gets no gradient: the vision tower of a model that is fed text alone.
+
+    An unwatched step tells, which only a model with such a tower is asked for.
+    """
+    batch = fake_batch(plan.config, model, plan.batch, plan.seq, padded=plan.padded)
+    if getattr(plan.config, "vision_config", None) is None or "pixel_values" in batch:
+        return set()
+    with _unchecked(model):
+        model(**batch).loss.backward()
+    found = {param for param in model.parameters() if param.requires_grad and param.grad is None}
+    model.zero_grad()
+    return found
+
+
+def _make_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tracker: Tracker,
+    unreached: set[nn.Parameter],
+) -> None:
     """The optimiser's state, by a step on gradients from nowhere."""
     tracker.trace.mark("phase optimizer")
     with tracker:
         for param in model.parameters():
-            if param.requires_grad:
+            if param.requires_grad and param not in unreached:
                 param.grad = torch.empty_like(param)
                 tracker.claim([param.grad], "gradients")
         update(optimizer, tracker)

@@ -94,6 +94,20 @@ def test_extrapolation_agrees_within_a_per_cent(method, checkpointing):
     assert fast.allocated == pytest.approx(exact.allocated, rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "qwen2-vl-7b"])
+def test_extrapolation_agrees_whether_or_not_the_vision_tower_sees_a_picture(name):
+    """Qwen-VL is fed text alone: its tower trains in full fine-tuning, and has no gradient."""
+    config = models.published_config(name)
+    config.text_config.num_hidden_layers = 8
+    if getattr(config.text_config, "layer_types", None):
+        config.text_config.layer_types = config.text_config.layer_types[:8]
+    deep = "depth" if name == "qwen2-vl-7b" else "num_hidden_layers"
+    setattr(config.vision_config, deep, 3)
+    exact, fast = (run("full", config, batch=1, seq=640, exact=exact) for exact in (True, False))
+    assert fast.allocated == pytest.approx(exact.allocated, rel=0.003)
+    assert fast.reserved == pytest.approx(exact.reserved, rel=0.1)
+
+
 @pytest.mark.parametrize("method", memory.METHODS)
 def test_every_method_is_simulated(method):
     assert run(method).allocated > 0
@@ -158,7 +172,7 @@ def test_rows_beyond_the_positions_are_noted(method, rows):
         ({"gpu": "24"}, "cards of about 24 GiB: l4, a10g, rtx-3090, rtx-4090"),
         ({"gpu": "16 GB"}, "cards of about 16 GiB: t4, v100-16gb, rtx-4080"),
         ({"gpu": "4080"}, "did you mean 'rtx-4080'"),
-        ({"gpu": "7"}, "Unknown GPU '7'; Known: rtx-3060"),
+        ({"gpu": "7"}, "Unknown GPU '7'. Known: rtx-3060"),
         ({"model": "llama-3-8b"}, "Or give the path of its config.json"),
         ({"batch": 0}, "batch must be a whole number of at least 1, but was 0"),
         ({"seq": 2.5}, "seq must be a whole number"),
