@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
-import psutil
 from packaging.requirements import Requirement
 
 from helpers import assets, models
+from helpers.checks.room import free_memory
 
 PYTHON = (3, 11)
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -52,7 +52,7 @@ def look() -> Machine:
     return Machine(
         python=(major, minor, patch),
         packages={name: (ranges.get(name), _installed(name)) for name in PACKAGES},
-        free_ram=psutil.virtual_memory().available / 2**30,
+        free_ram=free_memory() / 2**30,
         free_disk=shutil.disk_usage(_existing(assets.cache_dir())).free / 2**30,
         cores=_cores(),
         device=_device(),

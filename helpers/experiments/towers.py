@@ -32,6 +32,7 @@ from helpers.claims import Seeds
 from helpers.experiments import tiny_vlm
 from helpers.experiments.study import Study
 from helpers.experiments.tiny_vlm import Examples
+from helpers.given import one_of
 
 SHIFTS = ("images", "words", "images and words")
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -58,8 +59,7 @@ def shifted(questions: Examples, shift: str) -> Examples:
     Raises:
         ValueError: another name.
     """
-    if shift not in ("none", *SHIFTS):
-        raise ValueError(f"no shift {shift!r}; there is none, {', '.join(SHIFTS)}")
+    one_of("shift", shift, ("none", *SHIFTS))
     pixels, ids = questions.pixels, questions.input_ids
     if "images" in shift:
         pixels = (pixels.roll(1, dims=1) + 1) * BRIGHTNESS - 1  # -1 is black

@@ -102,7 +102,7 @@ def test_questions_change_and_images_stay(few):
 
 
 def test_an_unknown_name_is_refused(few):
-    with pytest.raises(ValueError, match="no shift 'color'"):
+    with pytest.raises(ValueError, match="Unknown shift 'color'; did you mean 'colours'"):
         freezing.shifted(few, "color")
     with pytest.raises(ValueError, match="no strategy 'bold' at 'equal'"):
         freezing.settings_of("bold", "equal")

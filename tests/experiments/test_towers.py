@@ -84,7 +84,7 @@ def test_shifts_change_what_they_say(questions):
     for before, after in (("circle", "rectangle"), ("triangle", "circle"), ("yellow", "black")):
         asked = questions.input_ids[:, -1] == known[before]
         assert asked.any() and (words.input_ids[asked, -1] == known[after]).all()
-    with pytest.raises(ValueError, match="no shift 'image'"):
+    with pytest.raises(ValueError, match="Unknown shift 'image'; did you mean 'images'"):
         towers.shifted(questions, "image")
 
 
