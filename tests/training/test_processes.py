@@ -80,16 +80,16 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_the_command_line_names_what_is_possible(tmp_path, capsys):
+def test_the_command_line_names_what_is_possible(capsys):
     for words, says in (
         (["trivial", "--out", "x"], "trivia"),
         (["tiny", "--four-bit", "--out", "x"], "--four-bit needs the task trivia"),
+        (["tiny", "--accumulate", "0", "--out", "x"], "--accumulate must be"),
+        (["tiny", "--learning-rate", "nan", "--out", "x"], "--learning-rate must be"),
     ):
         with pytest.raises(SystemExit):
             cli.parse(words)
         assert says in capsys.readouterr().err
-    assert cli.main(["tiny", "--accumulate", "0", "--out", str(tmp_path / "x")]) == 1
-    assert "accumulate must be" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_the_configurations_are_ones_that_accelerate_reads():
