@@ -92,7 +92,7 @@ def gpu(name: str) -> Gpu:
             raise ValueError(
                 f"Unknown GPU {name!r}; cards of about {size[1]} GiB: {', '.join(near)}."
             )
-        raise ValueError(unknown("GPU", name, tuple(GPUS)))
+        raise ValueError(unknown("GPU", name, GPUS))
     return GPUS[known[letters(name)]]
 
 

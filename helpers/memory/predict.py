@@ -131,7 +131,7 @@ def predict(
         gpu: a card of `GPUS`; decides which kernels run.
         exact: simulate every layer (7B: seconds; 65B: a quarter of a minute). Otherwise extrapolate
             from 2 and 4 layers: allocated bytes agree within about a per cent; reserved ones are
-            rough (a tenth is common), since blocks of few layers fit otherwise.
+            rough, since blocks of few layers fit otherwise.
 
     Raises:
         ValueError: an unknown name or a number that makes no sense; says what would do.

@@ -189,8 +189,10 @@ def _unreached(plan: Plan, model: nn.Module) -> set[nn.Parameter]:
 
     An unwatched step tells, which only a model with such a tower is asked for.
     """
+    if getattr(plan.config, "vision_config", None) is None:
+        return set()
     batch = fake_batch(plan.config, model, plan.batch, plan.seq, padded=plan.padded)
-    if getattr(plan.config, "vision_config", None) is None or "pixel_values" in batch:
+    if "pixel_values" in batch:
         return set()
     with _unchecked(model):
         model(**batch).loss.backward()

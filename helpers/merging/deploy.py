@@ -119,7 +119,7 @@ def merge_for_deployment(
     if out.exists():
         raise MergeRefused(f"{out} exists; name a folder that does not, or remove it first.")
     if route is not None and route not in ROUTES:
-        raise MergeRefused(f"{unknown('route', route, tuple(ROUTES))} Or leave it out.")
+        raise MergeRefused(f"{unknown('route', route, ROUTES)} Or leave it out.")
     check_dtype(dtype)
     if isinstance(model, PeftModel):
         kept, folder, base = model, None, base or _base_folder(model)
